@@ -1,0 +1,75 @@
+"""Run Docker images without Docker: image → SIF file → the command line of Apptainer.
+
+This package knows containers and no cluster. `SifStore` finds or makes the SIF of an image, `ContainerSpec` says how
+a container is started, `container_argv` and `container_arguments` turn that into arguments, `list_clis` asks an image
+for its Slicer CLIs.
+"""
+
+from __future__ import annotations
+
+from .cli_contract import CliDescription, list_clis, run_on_this_host
+from .clock import Clock, SystemClock
+from .command_runner import (
+    CommandError,
+    CommandNotFound,
+    CommandResult,
+    CommandRunner,
+    CommandStopped,
+    CommandTimeout,
+    LocalCommandRunner,
+)
+from .container import (
+    ContainerSpec,
+    container_arguments,
+    container_argv,
+    container_environment,
+    environment_file_text,
+)
+from .errors import ContainerError
+from .image_config import ImageConfig, image_config
+from .image_reference import ImageReference, parse_image_reference
+from .lease import Holder, Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
+from .mounts import Mount, mount_argument, mounts_from_docker_volumes
+from .sif_convert import ConvertOptions
+from .sif_file import SifContents, read_sif
+from .sif_store import Sif, SifStore, StoreOptions
+
+__all__ = [
+    "CliDescription",
+    "Clock",
+    "CommandError",
+    "CommandNotFound",
+    "CommandResult",
+    "CommandRunner",
+    "CommandStopped",
+    "CommandTimeout",
+    "ContainerError",
+    "ContainerSpec",
+    "ConvertOptions",
+    "Holder",
+    "ImageConfig",
+    "ImageReference",
+    "Lease",
+    "LeaseHeld",
+    "LeaseLost",
+    "LeaseWatch",
+    "LocalCommandRunner",
+    "Mount",
+    "Sif",
+    "SifContents",
+    "SifStore",
+    "Standing",
+    "StoreOptions",
+    "SystemClock",
+    "container_arguments",
+    "container_argv",
+    "container_environment",
+    "environment_file_text",
+    "image_config",
+    "list_clis",
+    "mount_argument",
+    "mounts_from_docker_volumes",
+    "parse_image_reference",
+    "read_sif",
+    "run_on_this_host",
+]

@@ -1,0 +1,140 @@
+"""Asking an image for its CLIs, the way the Slicer CLI plugin of Girder does.
+
+`image --list_cli` prints JSON: name → {type, desc-type, ...}; `image <name> --xml` prints a description.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .command_runner import CommandNotFound, CommandResult, CommandRunner, CommandTimeout
+from .container import ContainerSpec, container_argv, container_environment, environment_file_text
+from .errors import CliContractViolated, ProgramMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from .sif_store import Sif
+
+DESCRIPTION_TYPES = ("xml", "json", "yaml")
+DEFAULT_TYPE = "xml"
+_BRACKETS = {"xml": ("<", ">"), "json": ("{", "}")}
+_SHOWN_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class CliDescription:
+    """One CLI of an image."""
+
+    name: str
+    cli_type: str
+    desc_type: str
+    description: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """What `--list_cli` says about it, and the description under the name of its type, as the stock task has it."""
+
+
+def list_clis(sif: Sif, run: Callable[[Sequence[str]], CommandResult]) -> list[CliDescription]:
+    """The CLIs of the image, in its own order; CliContractViolated says which call it did not answer.
+
+    `run` runs the image with the arguments it is given.
+    """
+    image = str(sif.reference)
+    listed = _parse_list(image, _answer(image, run, ["--list_cli"]))
+    return [_describe(image, name, spec, run) for name, spec in listed.items()]
+
+
+def run_on_this_host(
+    sif: Sif,
+    arguments: Sequence[str],
+    *,
+    runner: CommandRunner,
+    scratch: Path,
+    timeout_seconds: float = 300.0,
+    apptainer: str = "apptainer",
+) -> CommandResult:
+    """How the image ended with these arguments, run here and now without any of the host's files."""
+    spec = ContainerSpec(sif=str(sif.path), image=sif.config, scratch=str(scratch))
+    variables = container_environment(spec)
+    if variables:
+        file = scratch / "environment"
+        file.touch(mode=0o600)
+        file.write_text(environment_file_text(variables), encoding="utf-8")
+        spec = ContainerSpec(sif=spec.sif, image=spec.image, scratch=spec.scratch, environment_file=str(file))
+    argv = container_argv(spec, apptainer=apptainer, arguments=arguments)
+    try:
+        return runner.run(argv, timeout_seconds=timeout_seconds)
+    except CommandNotFound as error:
+        raise ProgramMissing(str(error)) from error
+    except CommandTimeout as error:
+        raise CliContractViolated(
+            f"{sif.reference} did not answer {' '.join(arguments)!r} within {timeout_seconds:g} s."
+        ) from error
+
+
+def _describe(
+    image: str, name: str, spec: Mapping[str, Any], run: Callable[[Sequence[str]], CommandResult]
+) -> CliDescription:
+    desc_type = _description_type(image, name, spec.get("desc-type", DEFAULT_TYPE))
+    text = _answer(image, run, [name, f"--{desc_type}"])
+    description = _trim(image, name, desc_type, text)
+    return CliDescription(
+        name=name,
+        cli_type=str(spec.get("type", "Unknown")),
+        desc_type=desc_type,
+        description=description,
+        spec={**spec, "desc-type": desc_type, desc_type: description},
+    )
+
+
+def _answer(image: str, run: Callable[[Sequence[str]], CommandResult], arguments: list[str]) -> str:
+    result = run(arguments)
+    if result.returncode != 0:
+        said = _shown(result.stderr.strip() or result.stdout.strip())
+        raise CliContractViolated(
+            f"{image} answered {' '.join(arguments)!r} with exit code {result.returncode} and said: {said}."
+        )
+    return result.stdout
+
+
+def _parse_list(image: str, text: str) -> dict[str, dict[str, Any]]:
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        listed = json.loads(text[start : end + 1] if 0 <= start < end else text)
+    except ValueError as error:
+        raise CliContractViolated(
+            f"{image} answered '--list_cli' with something that is not JSON: {_shown(text)}."
+        ) from error
+    if not isinstance(listed, dict) or not all(isinstance(spec, dict) for spec in listed.values()):
+        raise CliContractViolated(f"{image} answered '--list_cli' with JSON that is not a mapping of CLIs.")
+    return listed
+
+
+def _description_type(image: str, name: str, value: Any) -> str:
+    candidates = value if isinstance(value, list) else [value]
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.lower() in DESCRIPTION_TYPES:
+            return candidate.lower()
+    raise CliContractViolated(
+        f"{image} lists the CLI {name} with the description type {value!r}; known are {', '.join(DESCRIPTION_TYPES)}."
+    )
+
+
+def _trim(image: str, name: str, desc_type: str, text: str) -> str:
+    """The description without what a start script printed around it."""
+    if desc_type not in _BRACKETS:
+        return text
+    opening, closing = _BRACKETS[desc_type]
+    start, end = text.find(opening), text.rfind(closing)
+    if not 0 <= start < end:
+        raise CliContractViolated(
+            f"{image} answered '{name} --{desc_type}' with no {desc_type.upper()}: {_shown(text)}."
+        )
+    return text[start : end + 1]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")

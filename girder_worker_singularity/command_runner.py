@@ -1,0 +1,433 @@
+"""Running programs: the only module of both packages that starts processes.
+
+There is never a shell, always a time limit, and what is kept of the output is bounded. Who runs a program
+elsewhere (over SSH, as another user) wraps a CommandRunner and changes only the argv.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+OUTPUT_LIMIT_BYTES = 1024 * 1024
+"""How much of the beginning, and of the end, of each output is kept."""
+
+_LONGEST_LINE_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
+_GRACE_SECONDS = 5.0  # between TERM and KILL
+_LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
+_TICK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a program ended and what it printed; a non-zero `returncode` is a result, not an error."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    """The exit status, or the negative number of the signal that ended the program."""
+    stdout: str
+    stderr: str
+    truncated: bool = False
+    """Whether the middle of an output was left out: such a listing must not be read as complete."""
+
+
+class CommandError(Exception):
+    """A program gave no result."""
+
+
+class CommandNotFound(CommandError):  # noqa: N818 - named for what happened, as all errors here
+    """There is no such program here, or it cannot be executed."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(program)
+        self.program = program
+
+    def __str__(self) -> str:
+        return f"The program {self.program!r} is not on the PATH, or is not executable."
+
+
+class CommandTimeout(CommandError):  # noqa: N818
+    """The program was killed because its time was up."""
+
+    def __init__(
+        self, argv: Sequence[str], timeout_seconds: float, stdout: str = "", stderr: str = ""
+    ) -> None:
+        super().__init__(tuple(argv), timeout_seconds, stdout, stderr)
+        self.argv = tuple(argv)
+        self.timeout_seconds = timeout_seconds
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        return f"{self.argv[0]!r} did not finish within {self.timeout_seconds:g} s and was killed."
+
+
+class CommandStopped(CommandError):  # noqa: N818
+    """The program was killed because the caller asked for it."""
+
+    def __init__(self, argv: Sequence[str], stdout: str = "") -> None:
+        super().__init__(tuple(argv), stdout)
+        self.argv = tuple(argv)
+        self.stdout = stdout
+
+    def __str__(self) -> str:
+        return f"{self.argv[0]!r} was stopped."
+
+
+class CommandRunner(Protocol):
+    """A place where programs run."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_seconds: float,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+    ) -> CommandResult:
+        """How the program ended, once it has.
+
+        `env=None` inherits this process's environment, `stdin=None` is empty. Raises CommandNotFound, or
+        CommandTimeout after the whole process group was killed.
+        """
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_seconds: float,
+        on_line: Callable[[str], None],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> CommandResult:
+        """As `run`, handing each line of output over as it comes; stderr is mixed into stdout.
+
+        A carriage return ends a line too (progress bars); blank lines are not handed over. Raises CommandStopped soon after `should_stop`
+        turned true. An exception of `on_line` or `should_stop` kills the program and goes on to the caller.
+        """
+
+
+class LocalCommandRunner:
+    """Runs programs on this host as this user."""
+
+    def __init__(self, *, clock: Clock | None = None, output_limit_bytes: int = OUTPUT_LIMIT_BYTES) -> None:
+        self._clock = clock or SystemClock()
+        self._output_limit_bytes = output_limit_bytes
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_seconds: float,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+    ) -> CommandResult:
+        """How the program ended, once it has; see CommandRunner."""
+        stdout, stderr = _KeptOutput(self._output_limit_bytes), _KeptOutput(self._output_limit_bytes)
+        with self._started(argv, env=env, cwd=cwd, with_stdin=stdin is not None) as process:
+            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=None)
+            returncode = watched.watch(
+                {process.stdout: stdout.add, process.stderr: stderr.add},
+                stdin=stdin.encode() if stdin is not None else b"",
+            )
+        if returncode is None:
+            raise CommandTimeout(argv, timeout_seconds, stdout.text(), stderr.text())
+        return CommandResult(
+            argv=tuple(argv),
+            returncode=returncode,
+            stdout=stdout.text(),
+            stderr=stderr.text(),
+            truncated=stdout.truncated or stderr.truncated,
+        )
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_seconds: float,
+        on_line: Callable[[str], None],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> CommandResult:
+        """As `run`, handing each line over as it comes; see CommandRunner."""
+        output, lines = _KeptOutput(self._output_limit_bytes), _Lines(on_line)
+
+        def take(chunk: bytes) -> None:
+            output.add(chunk)
+            lines.add(chunk)
+
+        with self._started(argv, env=env, cwd=cwd, with_stdin=False, merge=True) as process:
+            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
+            returncode = watched.watch({process.stdout: take}, stdin=b"")
+        lines.finish()
+        if watched.stopped:
+            raise CommandStopped(argv, output.text())
+        if returncode is None:
+            raise CommandTimeout(argv, timeout_seconds, output.text())
+        return CommandResult(tuple(argv), returncode, output.text(), "", truncated=output.truncated)
+
+    @contextlib.contextmanager
+    def _started(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: Path | None,
+        with_stdin: bool,
+        merge: bool = False,
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        if cwd is not None and not cwd.is_dir():
+            raise CommandError(f"Cannot run {argv[0]!r} in {str(cwd)!r}: there is no such directory.")
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE if with_stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            raise CommandNotFound(argv[0]) from error
+        except OSError as error:
+            raise CommandError(f"Cannot run {argv[0]!r}: {error.strerror}.") from error
+        try:
+            yield process
+        except BaseException:
+            _kill_group(process, signal.SIGKILL)
+            raise
+        finally:
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            # Not forever: a program in an uninterruptible wait (a dead network mount) outlives even KILL.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_LINGER_SECONDS)
+
+
+class _Supervision:
+    """One running program: feeds it, drains it, and ends it in time."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        clock: Clock,
+        timeout_seconds: float,
+        *,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._process = process
+        self._clock = clock
+        self._deadline = clock.monotonic() + timeout_seconds
+        self._should_stop = should_stop
+        self.stopped = False
+
+    def watch(self, sinks: Mapping[object, Callable[[bytes], None]], *, stdin: bytes) -> int | None:
+        """The program's return code, or None if it had to be killed."""
+        with selectors.DefaultSelector() as selector:
+            for pipe, sink in sinks.items():
+                self._register(selector, pipe, selectors.EVENT_READ, sink)
+            pending = memoryview(stdin)
+            if self._process.stdin is not None:
+                self._register(selector, self._process.stdin, selectors.EVENT_WRITE, None)
+            exit_watch = _open_pidfd(self._process.pid)
+            if exit_watch is not None:
+                selector.register(exit_watch, selectors.EVENT_READ)
+            try:
+                return self._loop(selector, pending, exit_watch)
+            finally:
+                if exit_watch is not None:
+                    os.close(exit_watch)
+
+    @staticmethod
+    def _register(
+        selector: selectors.BaseSelector, pipe: object, events: int, sink: Callable[[bytes], None] | None
+    ) -> None:
+        descriptor = pipe.fileno()  # type: ignore[attr-defined]  # every pipe of a Popen has one
+        os.set_blocking(descriptor, False)
+        selector.register(descriptor, events, sink)
+
+    def _loop(
+        self, selector: selectors.BaseSelector, pending: memoryview, exit_watch: int | None
+    ) -> int | None:
+        kill_at: float | None = None
+        while True:
+            returncode = _exit_status(self._process)
+            if returncode is not None:
+                if kill_at is not None:
+                    _kill_group(self._process, signal.SIGKILL)
+                self._drain(selector, exit_watch)
+                return None if kill_at is not None else returncode
+            now = self._clock.monotonic()
+            if kill_at is None and self._time_is_up(now):
+                _kill_group(self._process, signal.SIGTERM)
+                kill_at = now + _GRACE_SECONDS
+            elif kill_at is not None and now >= kill_at:
+                _kill_group(self._process, signal.SIGKILL)
+                if now >= kill_at + _GRACE_SECONDS:
+                    return None
+            wait_seconds = _TICK_SECONDS if kill_at is not None else min(_TICK_SECONDS, self._deadline - now)
+            pending = self._exchange(selector, pending, max(0.0, wait_seconds))
+
+    def _time_is_up(self, now: float) -> bool:
+        if self._should_stop is not None and self._should_stop():
+            self.stopped = True
+        return self.stopped or now >= self._deadline
+
+    def _exchange(
+        self, selector: selectors.BaseSelector, pending: memoryview, wait_seconds: float
+    ) -> memoryview:
+        if not selector.get_map():  # every pipe was closed early and the kernel has no pidfd
+            self._clock.sleep(min(wait_seconds, 0.02))
+            return pending
+        for key, events in selector.select(wait_seconds):
+            if events & selectors.EVENT_WRITE:
+                pending = self._feed(selector, key.fd, pending)
+            elif key.data is not None:
+                _read(selector, key.fd, key.data)
+        return pending
+
+    def _feed(self, selector: selectors.BaseSelector, descriptor: int, pending: memoryview) -> memoryview:
+        try:
+            pending = pending[os.write(descriptor, pending[:_CHUNK_BYTES]) :] if pending else pending
+        except BlockingIOError:
+            return pending
+        except BrokenPipeError:  # the program does not want to read it all
+            pending = pending[:0]
+        if not pending and self._process.stdin is not None:
+            selector.unregister(descriptor)
+            self._process.stdin.close()
+        return pending
+
+    def _drain(self, selector: selectors.BaseSelector, exit_watch: int | None) -> None:
+        # A background child (an SSH control master, say) may hold the pipes open for hours: after the
+        # program's own end its output is awaited only for a moment.
+        if exit_watch is not None:
+            selector.unregister(exit_watch)
+        for key in list(selector.get_map().values()):
+            if key.events & selectors.EVENT_WRITE:
+                selector.unregister(key.fd)
+        until = self._clock.monotonic() + _LINGER_SECONDS
+        while selector.get_map() and self._clock.monotonic() < until:
+            for key, _events in selector.select(0.05):
+                _read(selector, key.fd, key.data)
+
+
+def _read(selector: selectors.BaseSelector, descriptor: int, sink: Callable[[bytes], None]) -> None:
+    try:
+        chunk = os.read(descriptor, _CHUNK_BYTES)
+    except BlockingIOError:
+        return
+    if chunk:
+        sink(chunk)
+    else:
+        selector.unregister(descriptor)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # kernels before 5.3: the exit is seen at the next tick
+        return None
+
+
+def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """The return code once the program has ended; it is not reaped, so its process group is still ours."""
+    try:
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError as error:
+        # Somebody else waited for it (SIGCHLD ignored, waitpid(-1)); Popen would report success here.
+        raise CommandError(f"The exit status of {process.args!r} was lost to another waiter.") from error
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if process.returncode is None:  # reaped means that the number may belong to somebody else
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+
+
+class _KeptOutput:
+    """The beginning and the end of an output."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._left_out = 0
+
+    def add(self, chunk: bytes) -> None:
+        room = self._limit - len(self._head)
+        self._head += chunk[:room]
+        self._tail += chunk[room:]
+        if len(self._tail) > 2 * self._limit:  # trimmed seldom, so that a long output costs linear time
+            self._trim()
+
+    def _trim(self) -> None:
+        excess = len(self._tail) - self._limit
+        if excess > 0:
+            del self._tail[:excess]
+            self._left_out += excess
+
+    @property
+    def truncated(self) -> bool:
+        self._trim()
+        return self._left_out > 0
+
+    def text(self) -> str:
+        self._trim()
+        if not self._left_out:
+            return (self._head + self._tail).decode("utf-8", errors="replace")
+        head = self._head.decode("utf-8", errors="replace")
+        tail = self._tail.decode("utf-8", errors="replace")
+        return f"{head}\n[... {self._left_out} bytes left out ...]\n{tail}"
+
+
+class _Lines:
+    """Bytes in, whole lines out."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._partial = ""
+
+    def add(self, chunk: bytes) -> None:
+        text = self._partial + self._decoder.decode(chunk)
+        *whole, self._partial = text.replace("\r", "\n").split("\n")
+        for line in whole:
+            self._emit(line)
+        if len(self._partial) > _LONGEST_LINE_BYTES:
+            self._emit(self._partial)
+            self._partial = ""
+
+    def finish(self) -> None:
+        self.add(b"")
+        self._partial += self._decoder.decode(b"", final=True)
+        self._emit(self._partial)
+        self._partial = ""
+
+    def _emit(self, line: str) -> None:
+        if line:
+            self._on_line(line)

@@ -1,0 +1,122 @@
+"""An image reference such as `host:5000/team/name:tag@sha256:...`, taken apart. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from .errors import ImageReferenceInvalid
+
+DEFAULT_REGISTRY = "docker.io"
+
+# The grammar of the OCI distribution specification, and Docker's rule for what is a host name.
+_REGISTRY = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+    r"|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+)
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+_LONGEST_NAME = 255
+_LONGEST_STEM = 190  # leaves room for `.sif.json` and temporary names within the 255 bytes of a file name
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """The parts of a reference as they were written; make it with `parse_image_reference`."""
+
+    registry: str | None
+    repository: str
+    tag: str | None
+    digest: str | None
+
+    def __str__(self) -> str:
+        registry = f"{self.registry}/" if self.registry else ""
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{registry}{self.repository}{tag}{digest}"
+
+    @property
+    def canonical_registry(self) -> str:
+        """The registry that serves the image, Docker Hub when none is named."""
+        if self.registry in (None, "index.docker.io", "registry-1.docker.io"):
+            return DEFAULT_REGISTRY
+        return str(self.registry).lower()
+
+    @property
+    def canonical_repository(self) -> str:
+        """Registry and repository in full: equal for two references exactly if they name one repository."""
+        repository = self.repository
+        if self.canonical_registry == DEFAULT_REGISTRY and "/" not in repository:
+            repository = f"library/{repository}"
+        return f"{self.canonical_registry}/{repository}"
+
+    @property
+    def canonical(self) -> str:
+        """The reference in full: equal for two references exactly if they ask for the same image."""
+        if self.digest:
+            return f"{self.canonical_repository}@{self.digest}"  # beside a digest a tag decides nothing
+        return f"{self.canonical_repository}:{self.tag or 'latest'}"
+
+    @property
+    def docker_uri(self) -> str:
+        """What Apptainer takes to pull this image from its registry."""
+        # "Docker references with both a tag and digest are currently not supported" (Apptainer 1.4.5),
+        # which `canonical` avoids.
+        return f"docker://{self.canonical}"
+
+    @property
+    def sif_stem(self) -> str:
+        """The name of the SIF without `.sif`."""
+        stem = re.sub(r"[/:@]", "_", str(self))
+        if len(stem) > _LONGEST_STEM:
+            return f"{stem[: _LONGEST_STEM - 11]}-{self._fingerprint}"
+        return stem
+
+    @property
+    def sif_name(self) -> str:
+        """The file name that the Digital Slide Archive uses: the reference with `/`, `:` and `@` as `_`."""
+        return f"{self.sif_stem}.sif"
+
+    @property
+    def unambiguous_sif_name(self) -> str:
+        """A file name that no other image has, for when `sif_name` is taken by another image."""
+        return f"{self.sif_stem}-{self._fingerprint}.sif"
+
+    @property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:10]
+
+
+def parse_image_reference(text: str) -> ImageReference:
+    """The parts of an image reference, or ImageReferenceInvalid with the part that is wrong."""
+    rest = text.removeprefix("docker://")
+    if not rest or len(rest) > 2 * _LONGEST_NAME + 256:
+        raise ImageReferenceInvalid(f"{_shown(text)} is not an image reference.")
+    rest, at, digest = rest.partition("@")
+    if at and not _DIGEST.fullmatch(digest):
+        raise ImageReferenceInvalid(f"{_shown(text)} ends in a malformed digest.")
+    name, colon, tag = rest.rpartition(":")
+    if not colon or "/" in tag:
+        name, colon, tag = rest, "", ""
+    if colon and not _TAG.fullmatch(tag):
+        raise ImageReferenceInvalid(f"{_shown(text)} has a malformed tag.")
+    registry, repository = _split_registry(name)
+    if registry is not None and not _REGISTRY.fullmatch(registry):
+        raise ImageReferenceInvalid(f"{_shown(text)} names a malformed registry.")
+    if len(repository) > _LONGEST_NAME or not _REPOSITORY.fullmatch(repository):
+        hint = " (upper-case letters are not allowed)" if repository.lower() != repository else ""
+        raise ImageReferenceInvalid(f"{_shown(text)} has a malformed repository name{hint}.")
+    return ImageReference(registry, repository, tag or None, digest or None)
+
+
+def _split_registry(name: str) -> tuple[str | None, str]:
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost" or first.startswith("[")):
+        return first, rest
+    return None, name
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}...")

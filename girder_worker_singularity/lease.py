@@ -1,0 +1,391 @@
+"""A lock on a shared file system that needs no flock and survives crashes.
+
+A lease is a file at an agreed path. Taking it is `link` of a uniquely named file of one's own to that path:
+whoever's file has the same inode as the path holds the lease. (A network file system may report a failure for
+a link that was made, so the inodes are compared instead of trusting the answer.)
+
+The holder counts up *in its own file*, in place: that reaches the path only as long as both are one file, so a
+holder that slept through the theft of its lease can never overwrite the thief's. A lease is stale
+
+- at once, if its holder was a process of this boot of this host, and is gone; or
+- when its content stood still for 60 seconds by the observer's own clock. Clocks are never compared.
+
+Breaking: rename the path away to a unique name, which succeeds for one observer only, and look what was caught.
+If it is not the very file that was observed to stand still, link it back.
+
+Between `check()` and what the holder then does there is always a moment, so what a lease protects must still be
+harmless if done twice (publishing by rename, say); the lease makes that rare, not impossible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .clock import Clock
+
+STALE_AFTER_SECONDS = 60.0
+REFRESH_SECONDS = 5.0
+_LONGEST_STEP_SECONDS = 5.0  # what one look at an unchanged lease counts at most, see LeaseWatch
+_POLL_SECONDS = 0.5
+_COUNTER_DIGITS = 12
+
+
+class LeaseHeld(Exception):  # noqa: N818 - named for what happened, as all errors here
+    """Somebody else holds the lease, and the time to wait for it is over."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path = path
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return f"{self.path} is held by {self.holder}."
+
+
+class LeaseLost(Exception):  # noqa: N818
+    """The lease was broken by somebody who saw it stand still: stop what it protected, publish nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"The lease {self.path} was taken over by somebody else."
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease: enough to see on the same host whether that process still lives."""
+
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    process_start: int
+    name: str = ""
+
+    @classmethod
+    def this_process(cls, name: str = "") -> Holder:
+        """The process that asks; `name` is for people who read the lease."""
+        pid = os.getpid()
+        return cls(
+            host=socket.gethostname(),
+            boot_id=_boot_id(),
+            pid_namespace=_pid_namespace(),
+            pid=pid,
+            process_start=_process_start(pid) or 0,
+            name=name,
+        )
+
+    def is_gone(self) -> bool:
+        """Whether it certainly runs no more: known only of processes of this boot of this host."""
+        if not self.boot_id or self.boot_id != _boot_id() or self.host != socket.gethostname():
+            return False
+        if not self.pid_namespace or self.pid_namespace != _pid_namespace():
+            return False
+        return _process_start(self.pid) != self.process_start
+
+    def __str__(self) -> str:
+        return f"{self.name or 'process'} {self.pid} on {self.host}"
+
+
+def write_holder(path: Path, holder: Holder) -> None:
+    """Note in a file of its own whose something is."""
+    path.write_text(json.dumps(asdict(holder)) + "\n", encoding="utf-8")
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Whose it is, or None if there is no such note."""
+    seen = _read(path)
+    return _holder(seen[1]) if seen is not None else None
+
+
+class Standing(Enum):
+    """What an observer knows about a lease."""
+
+    FREE = "free"
+    HELD = "held"
+    STALE = "stale"
+
+
+class Lease:
+    """A lease that was taken; give it back with `release`, or use it as a context manager."""
+
+    def __init__(self, path: Path, own_file: Path, holder: Holder) -> None:
+        self.path = path
+        self.holder = holder
+        self._own_file = own_file
+        self._counter = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def acquire(
+        cls,
+        path: Path,
+        holder: Holder,
+        clock: Clock,
+        *,
+        wait_seconds: float | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        stale_after_seconds: float = STALE_AFTER_SECONDS,
+    ) -> Lease:
+        """The lease, as soon as it is free or stale; LeaseHeld after `wait_seconds` or if `should_stop` says so."""
+        watch = LeaseWatch(path, clock, stale_after_seconds=stale_after_seconds)
+        give_up_at = None if wait_seconds is None else clock.monotonic() + wait_seconds
+        while True:
+            lease = watch.try_acquire(holder)
+            if lease is not None:
+                return lease
+            out_of_time = give_up_at is not None and clock.monotonic() >= give_up_at
+            if out_of_time or (should_stop is not None and should_stop()):
+                raise LeaseHeld(path, watch.holder_text)
+            clock.sleep(_POLL_SECONDS)
+
+    def refresh(self) -> None:
+        """Show that the holder lives; LeaseLost if the lease is no longer this holder's."""
+        with self._lock:
+            self._counter += 1
+            try:
+                with self._own_file.open("r+b") as file:
+                    file.write(_content(self.holder, self._own_file, self._counter))
+            except FileNotFoundError as error:
+                raise LeaseLost(self.path) from error
+        self.check()
+
+    def check(self) -> None:
+        """Return if the lease is still this holder's, else raise LeaseLost; ask just before publishing."""
+        try:
+            own = self._own_file.stat()
+            if not self.path.exists():
+                # Missing for a moment while somebody breaks a lease by mistake and puts it back.
+                with contextlib.suppress(FileExistsError):
+                    os.link(self._own_file, self.path)
+        except FileNotFoundError as error:
+            raise LeaseLost(self.path) from error
+        if not _same_file(self.path, own):
+            raise LeaseLost(self.path)
+
+    @contextlib.contextmanager
+    def kept_alive(self, every_seconds: float = REFRESH_SECONDS) -> Iterator[None]:
+        """Inside the block a thread refreshes the lease; a loss shows at the next `check`."""
+        stop = threading.Event()
+
+        def keep_refreshing() -> None:
+            while not stop.wait(every_seconds):
+                with contextlib.suppress(OSError):  # a hiccup of the file system; the next round tells
+                    try:
+                        self.refresh()
+                    except LeaseLost:
+                        return
+
+        thread = threading.Thread(target=keep_refreshing, name=f"lease {self.path.name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def release(self) -> None:
+        """Give the lease back; one that was lost meanwhile stays with whoever has it."""
+        with contextlib.suppress(LeaseLost, OSError):
+            self.check()
+            self.path.unlink()
+        self._own_file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class LeaseWatch:
+    """Looks at a lease again and again, and remembers for how long it stood still.
+
+    Each look at an unchanged lease counts at most five seconds: an observer that was itself stopped, or that hung
+    in the file system, has not seen the holder stand still meanwhile.
+    """
+
+    def __init__(self, path: Path, clock: Clock, *, stale_after_seconds: float = STALE_AFTER_SECONDS) -> None:
+        self.path = path
+        self._clock = clock
+        self._stale_after_seconds = stale_after_seconds
+        self._seen: tuple[int, bytes] | None = None
+        self._looked_at = 0.0
+        self._still_seconds = 0.0
+
+    @property
+    def holder_text(self) -> str:
+        """Who held it at the last look, in words."""
+        holder = _holder(self._seen[1]) if self._seen else None
+        return str(holder) if holder else "somebody unknown"
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who held it at the last look."""
+        return _holder(self._seen[1]) if self._seen else None
+
+    def look(self) -> Standing:
+        """What is known about the lease by now."""
+        now = self._clock.monotonic()
+        seen = _read(self.path)
+        if seen is None:
+            self._seen = None
+            return Standing.FREE
+        if seen != self._seen:
+            self._seen, self._still_seconds = seen, 0.0
+        else:
+            self._still_seconds += min(now - self._looked_at, _LONGEST_STEP_SECONDS)
+        self._looked_at = now
+        holder = _holder(seen[1])
+        if self._still_seconds >= self._stale_after_seconds or (holder is not None and holder.is_gone()):
+            return Standing.STALE
+        return Standing.HELD
+
+    def try_acquire(self, holder: Holder) -> Lease | None:
+        """The lease if it is free, or stale and could be broken; None while it is somebody else's."""
+        standing = self.look()
+        if standing is Standing.HELD:
+            return None
+        if standing is Standing.STALE and not self.break_stale():
+            return None
+        self._seen = None
+        return _take(self.path, holder)
+
+    def break_stale(self) -> bool:
+        """Remove the lease that the last look called stale; False if it was another one by now."""
+        if self._seen is None or _read(self.path) != self._seen:
+            return False
+        inode, content = self._seen
+        caught = self.path.with_name(f".{self.path.name}.broken-{uuid.uuid4().hex}")
+        try:
+            self.path.rename(caught)
+        except FileNotFoundError:
+            return False
+        if _read(caught) != (inode, content):
+            with contextlib.suppress(FileExistsError):
+                os.link(caught, self.path)
+            caught.unlink()
+            return False
+        own_file = _own_file(self.path, content)
+        if own_file is not None:  # its holder, should it wake up, finds it missing and knows
+            own_file.unlink(missing_ok=True)
+        caught.unlink()
+        return True
+
+
+def _take(path: Path, holder: Holder) -> Lease | None:
+    own_file = path.with_name(f".{path.name}.holder-{uuid.uuid4().hex}")
+    descriptor = os.open(own_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(descriptor, _content(holder, own_file, 0))
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(OSError):  # the inodes decide
+        os.link(own_file, path)
+    with contextlib.suppress(FileNotFoundError):
+        if _same_file(path, own_file.stat()):
+            return Lease(path, own_file, holder)
+    own_file.unlink(missing_ok=True)
+    return None
+
+
+def _content(holder: Holder, own_file: Path, counter: int) -> bytes:
+    # Always of the same length for one lease, so that it can be written over in place.
+    values: dict[str, Any] = {
+        **asdict(holder),
+        "file": own_file.name,
+        "counter": f"{counter:0{_COUNTER_DIGITS}d}",
+    }
+    return (json.dumps(values) + "\n").encode()
+
+
+def _read(path: Path) -> tuple[int, bytes] | None:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_ino, file.read(64 * 1024)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: removed while a network mount had it open
+            return None
+        raise
+
+
+def _holder(content: bytes) -> Holder | None:
+    values = _values(content)
+    try:
+        return Holder(
+            host=str(values["host"]),
+            boot_id=str(values["boot_id"]),
+            pid_namespace=str(values["pid_namespace"]),
+            pid=int(values["pid"]),
+            process_start=int(values["process_start"]),
+            name=str(values.get("name", "")),
+        )
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _own_file(path: Path, content: bytes) -> Path | None:
+    name = _values(content).get("file")
+    if isinstance(name, str) and name.startswith(f".{path.name}.holder-") and "/" not in name:
+        return path.with_name(name)
+    return None
+
+
+def _values(content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _same_file(path: Path, own: os.stat_result) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+
+def _boot_id() -> str:
+    return _first_line(Path("/proc/sys/kernel/random/boot_id"))
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> int | None:
+    """When the process started, in ticks since boot; None if there is none (a zombie is none either)."""
+    stat = _first_line(Path(f"/proc/{pid}/stat"))
+    fields = stat.rpartition(")")[2].split()  # the name before `)` may hold anything
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    return int(fields[19])
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""

@@ -1,0 +1,291 @@
+"""Joins the parts into one worker. The only place that chooses implementations."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import shutil
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from girder_worker_singularity.clock import SystemClock
+from girder_worker_singularity.command_runner import LocalCommandRunner
+from girder_worker_singularity.sif_convert import ConvertOptions
+from girder_worker_singularity.sif_store import SifStore, StoreOptions
+from girder_worker_slurm.celery_worker.intake import Intake
+from girder_worker_slurm.celery_worker.result import CeleryResults
+from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
+from girder_worker_slurm.cluster.budget import CallBudget
+from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
+from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.errors import StartRefused
+from girder_worker_slurm.girder.inputs import StagingRules
+from girder_worker_slurm.girder.job_updates import JobUpdates
+from girder_worker_slurm.job.retention import Retention
+from girder_worker_slurm.job.run_job import JobStory, Services, StoryRules
+from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
+from girder_worker_slurm.records.jobs_root import JobsRoot
+from girder_worker_slurm.settings import Settings, generic_origins, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.command_runner import CommandRunner
+    from girder_worker_singularity.lease import Lease
+    from girder_worker_slurm.cluster.interface import Cluster
+    from girder_worker_slurm.records.record import Record
+
+logger = logging.getLogger(__name__)
+
+_HOUSEKEEPING_SECONDS = 5.0
+#: Space for the listing of tens of thousands of jobs.
+_OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+def settings_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """The configuration files, lowest precedence first: GIRDER_WORKER_SLURM_CONFIG, names joined by ``:``."""
+    return tuple(Path(name) for name in environment.get("GIRDER_WORKER_SLURM_CONFIG", "").split(":") if name)
+
+
+def worker_id(settings: Settings) -> str:
+    """The worker's name among those that share the jobs root."""
+    return settings.jobs.worker_id or socket.gethostname()
+
+
+def make_runner() -> CommandRunner:
+    """Runs programs on this host."""
+    return LocalCommandRunner(output_limit_bytes=_OUTPUT_LIMIT_BYTES)
+
+
+def make_cluster(settings: Settings, runner: CommandRunner, clock: Clock) -> Cluster:
+    """The configured way to reach Slurm."""
+    slurm = settings.slurm
+    options = CommandOptions(
+        users=(getpass.getuser(),),
+        timeout_seconds=slurm.command_timeout_seconds,
+        commands_dir=slurm.commands_dir,
+    )
+    return CommandCluster(runner, clock, CallBudget(slurm.commands_per_second, clock), options)
+
+
+def make_images(settings: Settings, runner: CommandRunner, clock: Clock) -> SifStore:
+    """The store of SIFs."""
+    singularity = settings.singularity
+    convert = ConvertOptions(
+        apptainer=singularity.apptainer,
+        tmp_dir=singularity.tmp_dir,
+        cache_dir=singularity.cache_dir,
+        plain_http_registries=tuple(singularity.plain_http_registries),
+        timeout_seconds=singularity.convert_timeout_seconds,
+    )
+    options = StoreOptions(convert=convert, minimum_free_bytes=singularity.min_free_bytes)
+    return SifStore(settings.sif_image_path, runner, clock, options)
+
+
+def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """The sbatch options of every job."""
+    options = dict(settings.slurm.options)
+    if settings.slurm.partition and not {"partition", "p"} & set(options):
+        options["partition"] = settings.slurm.partition
+    return tuple(options.items())
+
+
+@dataclass
+class SlurmWorker:
+    """All parts of a running worker."""
+
+    settings: Settings
+    root: JobsRoot
+    clock: Clock
+    supervisor: Supervisor
+    intake: Intake
+    unhandled: UnhandledMessages
+    lease: Lease
+    retention: Retention
+    _consumers: ConsumerSwitch
+
+    def start(self) -> None:
+        """Takes up all unfinished jobs and begins to take new ones."""
+        records = list(self.root.own_records())
+        self.supervisor.start(records)
+        self.intake.start()
+        self._stop = threading.Event()
+        threading.Thread(target=self._keep_house, name="gw-housekeeping", daemon=True).start()
+        logger.info("%d unfinished jobs taken up from %s", len(records), self.root.path)
+
+    def stop(self) -> None:
+        """Stops; every job goes on in Slurm."""
+        self._stop.set()
+        self.intake.stop()
+        self.supervisor.stop()
+        self.lease.release()
+
+    def attach(self, consumer: Any) -> None:
+        """Tells which consumer takes messages now."""
+        self._consumers.attach(consumer, is_paused=self.intake.is_paused)
+
+    def _keep_house(self) -> None:
+        """Shows that this worker lives, takes over from workers that do not, and removes what is old."""
+        while not self._stop.wait(_HOUSEKEEPING_SECONDS):
+            try:
+                self.lease.refresh()
+                for record in self.root.orphaned_records(self.clock):
+                    self.supervisor.accept(record)
+                self.retention.remove_old()
+            except Exception:
+                logger.exception("Housekeeping failed; it is tried again")
+
+
+class ConsumerSwitch:
+    """Stops and restarts the taking of messages, across reconnects."""
+
+    def __init__(self, queues: list[str]) -> None:
+        self._queues = queues
+        self._consumer: Any = None
+
+    def attach(self, consumer: Any, *, is_paused: bool) -> None:
+        """Uses this consumer from now on; a pause goes on."""
+        self._consumer = consumer
+        if is_paused:
+            self.pause()
+
+    def pause(self) -> None:
+        """Takes no more messages."""
+        consumer = self._consumer
+        if consumer is not None:
+            for name in self._queues:
+                consumer.call_soon(consumer.cancel_task_queue, name)
+
+    def resume(self) -> None:
+        """Takes messages again."""
+        consumer = self._consumer
+        if consumer is not None:
+            for name in self._queues:
+                consumer.call_soon(consumer.add_task_queue, name)
+
+
+def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
+    """A worker ready to start; raises SettingsInvalid or StartRefused where it cannot work."""
+    files = settings_files(environment)
+    settings = load_settings(files, environment)
+    for setting, variable in generic_origins(files, environment).items():
+        logger.warning(
+            "%s comes from the generic variable %s: make sure the compute nodes see that directory",
+            setting,
+            variable,
+        )
+    clock = SystemClock()
+    runner = make_runner()
+    _require_program(settings.singularity.apptainer, "Set `apptainer` in [singularity].")
+    for command in ("sbatch", "squeue", "scancel", "scontrol"):
+        directory = settings.slurm.commands_dir
+        _require_program(
+            str(directory / command) if directory else command, "Set `commands_dir` in [slurm], or PATH."
+        )
+    root = JobsRoot(settings.jobs_root, worker_id(settings))
+    root.prepare()
+    prefix = root.token_prefix(
+        root.identify(settings.celery.broker.get_secret_value(), settings.celery.queues)
+    )
+    _require_directory(settings.sif_image_path, "sif_image_path")
+    if settings.jobs.logs_dir is not None:
+        _require_directory(settings.jobs.logs_dir, "logs_dir")
+    runs = RunDirectories(root.path)
+    runs.prepare()
+    lease = root.lease(clock)
+    updates = JobUpdates()
+    services = Services(
+        celery_app=app,
+        clock=clock,
+        runner=runner,
+        cluster=make_cluster(settings, runner, clock),
+        runs=runs,
+        images=make_images(settings, runner, clock),
+        updates=updates,
+        results=CeleryResults(app),
+        is_revoked=_is_revoked,
+        keep_unhandled=root.keep_unhandled,
+    )
+    story = JobStory(services, _story_rules(settings, prefix))
+    supervisor = Supervisor(services, story, _supervisor_rules(settings, prefix), on_ended=root.end)
+    consumers = ConsumerSwitch(settings.celery.queues)
+    intake = Intake(
+        root,
+        supervisor,
+        clock,
+        max_accepted=settings.jobs.max_accepted,
+        pause=consumers.pause,
+        resume=consumers.resume,
+    )
+    unhandled = UnhandledMessages(
+        root,
+        updates,
+        clock,
+        lambda work: supervisor.run_in_pool("girder", work),
+        api_url=settings.girder.api_url,
+    )
+    retention = Retention(
+        root, runs, clock, keep_days=settings.jobs.keep_days, keep_failed_days=settings.jobs.keep_failed_days
+    )
+    return SlurmWorker(settings, root, clock, supervisor, intake, unhandled, lease, retention, consumers)
+
+
+def _story_rules(settings: Settings, prefix: str) -> StoryRules:
+    staging = StagingRules(
+        api_url=settings.girder.api_url,
+        mount_prefix=settings.slurm.mount_prefix,
+        direct_paths=tuple(settings.slurm.direct_paths),
+        run_options=settings.singularity.run_options,
+    )
+    return StoryRules(
+        jobs_root=settings.jobs_root,
+        token_prefix=prefix,
+        apptainer=settings.singularity.apptainer,
+        slurm_options=slurm_options(settings),
+        staging=staging,
+        submit_script=settings.slurm.submit_script,
+        logs_dir=settings.jobs.logs_dir,
+        log_limit_bytes=settings.girder.log_limit_bytes,
+        event_grace_seconds=settings.slurm.event_grace_seconds,
+    )
+
+
+def _supervisor_rules(settings: Settings, prefix: str) -> SupervisorRules:
+    return SupervisorRules(
+        token_prefix=prefix,
+        event_seconds=settings.slurm.event_seconds,
+        poll_seconds=settings.slurm.poll_seconds,
+        max_submitted=settings.jobs.max_submitted,
+        updates_per_second=settings.girder.updates_per_second,
+        log_interval_seconds=settings.girder.log_interval_seconds,
+        status_check_seconds=settings.girder.status_check_seconds,
+        parallel_submits=settings.slurm.parallel_submits,
+    )
+
+
+def _is_revoked(task_id: str) -> bool:
+    from celery.worker.state import revoked  # noqa: PLC0415 - the command line must not load Celery
+
+    return task_id in revoked
+
+
+def _require_program(program: str, remedy: str) -> None:
+    if shutil.which(program) is None:
+        msg = f"The program {program} is not on this machine. {remedy} (`girder-slurm doctor` checks everything.)"
+        raise StartRefused(msg)
+
+
+def _require_directory(path: Path, setting: str) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"The directory {path} ({setting}) cannot be made: {error.strerror}."
+        raise StartRefused(msg) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        msg = f"The directory {path} ({setting}) cannot be written by this user."
+        raise StartRefused(msg)

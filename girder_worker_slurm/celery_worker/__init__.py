@@ -1,0 +1,1 @@
+"""What meets Celery: which tasks are taken over, how messages come in and how results go back."""

@@ -1,0 +1,167 @@
+"""A task message as it came from the broker, kept on disk and turned back into Python objects later."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from girder_worker_slurm.errors import MessageUndecodable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class DecodedTask:
+    """The Python objects of a message."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: callbacks, errbacks, chain, chord, as Celery embeds them.
+    embed: Mapping[str, Any]
+    #: What Celery's tasks see as ``self.request``.
+    context: Any
+    #: Girder's result hooks, as objects.
+    hooks: tuple[Any, ...]
+
+
+def store_message(message: Any, *, queue: str = "") -> dict[str, Any]:
+    """A kombu message as JSON: everything that is needed to run it, or to send it again."""
+    headers = dict(message.headers or {})
+    body = message.body
+    stored: dict[str, Any] = {
+        "task_id": str(
+            headers.get("id")
+            or _version_one(message).get("id")
+            or message.properties.get("correlation_id")
+            or ""
+        ),
+        "task": str(headers.get("task") or _version_one(message).get("task") or ""),
+        "queue": queue or str((message.delivery_info or {}).get("routing_key") or ""),
+        "headers": headers,
+        "properties": dict(message.properties or {}),
+        "delivery_info": {
+            key: value
+            for key, value in (message.delivery_info or {}).items()
+            if isinstance(value, (str, int, bool))
+        },
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+    }
+    raw = (
+        body
+        if isinstance(body, bytes)
+        else bytes(body)
+        if isinstance(body, memoryview)
+        else str(body).encode()
+    )
+    try:
+        stored["body"] = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        stored["body_base64"] = base64.b64encode(raw).decode("ascii")
+    # What AMQP tables may hold beyond JSON (dates, bytes) is kept as text: nothing of ours reads it.
+    plain: dict[str, Any] = json.loads(json.dumps(stored, default=str))
+    return plain
+
+
+def body_bytes(stored: Mapping[str, Any]) -> bytes:
+    """The body as it came."""
+    if "body_base64" in stored:
+        return base64.b64decode(stored["body_base64"])
+    return str(stored["body"]).encode("utf-8")
+
+
+def decode(stored: Mapping[str, Any], app: Any) -> DecodedTask:
+    """The objects of a stored message; raises MessageUndecodable naming what is missing here."""
+    from celery.app.task import Context  # noqa: PLC0415 - the command line must not load Celery
+    from kombu.serialization import loads, prepare_accept_content  # noqa: PLC0415
+
+    try:
+        payload = loads(
+            body_bytes(stored),
+            stored["content_type"],
+            stored["content_encoding"],
+            accept=prepare_accept_content(app.conf.accept_content),
+        )
+        args, kwargs, embed = _parts(payload)
+        headers = dict(stored["headers"])
+        hooks = _hooks(headers.get("girder_result_hooks"))
+    except MessageUndecodable:
+        raise
+    except Exception as error:
+        msg = f"The task message cannot be decoded: {type(error).__name__}: {error}."
+        raise MessageUndecodable(msg) from error
+    for value in (*_walk(args), *_walk(kwargs), *_walk(hooks)):
+        if isinstance(value, dict) and "py/object" in value:
+            # jsonpickle leaves an object as it is when its class cannot be imported.
+            package = str(value["py/object"]).split(".", 1)[0].replace("_", "-")
+            msg = (
+                f"The task uses {value['py/object']}, which is not installed in this worker: install `{package}` in"
+                f" its environment and run `girder-slurm requeue {stored['task_id']}`."
+            )
+            raise MessageUndecodable(msg)
+    properties = stored["properties"]
+    context = Context(
+        {
+            **headers,
+            **embed,
+            "id": stored["task_id"],
+            "args": args,
+            "kwargs": kwargs,
+            "reply_to": properties.get("reply_to"),
+            "correlation_id": properties.get("correlation_id"),
+            "delivery_info": {"priority": None, "redelivered": None, **stored["delivery_info"]},
+            "called_directly": False,
+            "is_eager": False,
+            "hostname": None,
+        }
+    )
+    return DecodedTask(tuple(args), kwargs, embed, context, hooks)
+
+
+def _version_one(message: Any) -> Mapping[str, Any]:
+    """The fields of a message of Celery's first protocol, which has them in the body."""
+    if "task" in (message.headers or {}):
+        return {}
+    try:
+        payload = message.payload
+    except Exception:  # noqa: BLE001 - whatever a broken body raises, it is a broken body
+        return {}
+    return payload if isinstance(payload, dict) else {}
+
+
+def _parts(payload: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    if isinstance(payload, dict):
+        embed = {key: payload.get(key) for key in ("callbacks", "errbacks", "chord", "chain")}
+        return list(payload.get("args") or ()), dict(payload.get("kwargs") or {}), embed
+    try:
+        args, kwargs, embed = payload
+        return list(args), dict(kwargs), dict(embed or {})
+    except (TypeError, ValueError) as error:
+        msg = "The task message has not the form of a Celery task."
+        raise MessageUndecodable(msg) from error
+
+
+def _hooks(flattened: Any) -> tuple[Any, ...]:
+    """Result hooks as objects; each restored once, since restoring twice loses them."""
+    if not flattened:
+        return ()
+    import jsonpickle  # noqa: PLC0415
+
+    return tuple(jsonpickle.unpickler.Unpickler().restore(hook) for hook in flattened)
+
+
+def _walk(value: Any) -> list[Any]:
+    """All dicts in nested lists, tuples and dicts."""
+    found: list[Any] = []
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            found.append(item)
+            pending.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            pending.extend(item)
+    return found

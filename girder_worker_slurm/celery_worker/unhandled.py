@@ -1,0 +1,105 @@
+"""Messages that this worker cannot run: kept, explained on their Girder job, never requeued in a loop."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from girder_worker_slurm.celery_worker.message import store_message
+from girder_worker_slurm.errors import JobDeleted, Unreachable
+from girder_worker_slurm.girder.job_updates import AccessRefused, JobStatus, TransitionRefused
+from girder_worker_slurm.job.state import GirderJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_slurm.girder.job_updates import JobUpdates
+    from girder_worker_slurm.records.jobs_root import JobsRoot
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 20
+_RETRY_SECONDS = 15.0
+
+
+def missing_package(task: str) -> str:
+    """The distribution that most likely brings a task, by the first word of its name."""
+    return task.split(".", 1)[0].replace("_", "-") or "the package that defines it"
+
+
+class UnhandledMessages:
+    """Takes the messages that Celery would discard."""
+
+    def __init__(
+        self,
+        root: JobsRoot,
+        updates: JobUpdates,
+        clock: Clock,
+        run_in_background: Callable[[Callable[[], None]], None],
+        *,
+        api_url: str = "",
+    ) -> None:
+        self._root = root
+        self._updates = updates
+        self._clock = clock
+        self._run = run_in_background
+        self._api_url = api_url
+
+    def unknown_task(self, message: Any) -> None:
+        """Keeps a message whose task is not installed, then acknowledges it."""
+        stored = store_message(message)
+        task = stored["task"]
+        why = (
+            f"The task {task or '(unnamed)'} is not installed in this worker. Install `{missing_package(task)}` in its"
+            f" environment, restart the worker, and run: girder-slurm requeue {stored['task_id']}"
+        )
+        self._keep(stored, why, message)
+
+    def broken_message(self, message: Any, error: object) -> None:
+        """Keeps a message that is no task message or cannot be decoded, then acknowledges it."""
+        stored = store_message(message)
+        self._keep(stored, f"The message cannot be decoded: {type(error).__name__}: {error}.", message)
+
+    def _keep(self, stored: Mapping[str, Any], why: str, message: Any) -> None:
+        place = self._root.keep_unhandled(stored, why)
+        logger.error("%s (kept in %s)", why, place)
+        message.ack()
+        job = _job_of(stored, self._api_url)
+        if job is not None:
+            self._run(lambda: self._tell(job, f"{why}\n"))
+
+    def _tell(self, job: GirderJob, why: str) -> None:
+        for _ in range(_TRIES):
+            try:
+                self._fail(job, why)
+            except (JobDeleted, AccessRefused):
+                return
+            except Unreachable:
+                self._clock.sleep(_RETRY_SECONDS)
+            else:
+                return
+        logger.error("Girder could not be told about job %s: %s", job.job_id, why)
+
+    def _fail(self, job: GirderJob, why: str) -> None:
+        try:
+            self._updates.update(job, status=JobStatus.ERROR, log=why)
+        except TransitionRefused:
+            # A job that nobody has queued yet must be queued before it can fail.
+            try:
+                self._updates.update(job, status=JobStatus.QUEUED)
+                self._updates.update(job, status=JobStatus.ERROR, log=why)
+            except TransitionRefused:
+                return
+
+
+def _job_of(stored: Mapping[str, Any], api_url: str) -> GirderJob | None:
+    headers = stored["headers"]
+    spec = headers.get("jobInfoSpec")
+    if not isinstance(spec, dict) or not spec.get("url"):
+        return None
+    url = str(spec["url"])
+    original = str(headers.get("girder_api_url") or headers.get("apiUrl") or "").rstrip("/")
+    if api_url and original and url.startswith(original):
+        url = api_url.rstrip("/") + url[len(original) :]
+    return GirderJob(url, str((spec.get("headers") or {}).get("Girder-Token", "")))

@@ -1,0 +1,58 @@
+"""`girder-slurm worker`: checks the settings and becomes the Celery worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from girder_worker_slurm.assembly import settings_files, worker_id
+from girder_worker_slurm.settings import Settings, load_settings
+
+
+@click.command("worker", context_settings={"ignore_unknown_options": True})
+@click.option("--print-command", is_flag=True, help="Print the Celery command instead of running it.")
+@click.argument("celery_arguments", nargs=-1, type=click.UNPROCESSED)
+def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) -> None:
+    """Start the worker. Further CELERY_ARGUMENTS are passed on to `celery worker`."""
+    settings = load_settings(settings_files(os.environ), os.environ)
+    settings.jobs_root  # noqa: B018 - says what is missing before Celery is started
+    command = celery_command(settings, celery_arguments)
+    if print_command:
+        click.echo(" ".join(command))
+        return
+    # By environment, not by argument: the addresses hold passwords, and arguments are seen by everyone.
+    os.environ.update(
+        GIRDER_WORKER_SLURM_ENABLED="1",
+        GIRDER_WORKER_BROKER=settings.celery.broker.get_secret_value(),
+        GIRDER_WORKER_BACKEND=settings.celery.backend.get_secret_value(),
+    )
+    for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
+        # They were read as settings; left here, Celery would prefer them to what the settings say.
+        os.environ.pop(name, None)
+    if settings.girder.api_url:
+        os.environ["GIRDER_WORKER_API_URL"] = settings.girder.api_url
+    sys.stdout.flush()
+    os.execv(command[0], command)  # noqa: S606 - no shell; the worker takes this process's place
+
+
+def celery_command(settings: Settings, extra: tuple[str, ...] = ()) -> list[str]:
+    """The command line of the Celery worker."""
+    return [
+        sys.executable,
+        "-m",
+        "celery",
+        "--app=girder_worker.app",
+        "worker",
+        # Tasks of other packages run in threads; a process each would cost 45 MB.
+        "--pool=threads",
+        f"--concurrency={settings.celery.concurrency}",
+        "--prefetch-multiplier=1",
+        "-Ofair",
+        "--without-gossip",
+        f"--queues={','.join(settings.celery.queues)}",
+        f"--hostname=slurm-{worker_id(settings)}@%h",
+        "--loglevel=INFO",
+        *extra,
+    ]

@@ -1,0 +1,1 @@
+"""Ways to reach Slurm; `interface` says what all of them can do."""

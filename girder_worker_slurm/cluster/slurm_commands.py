@@ -1,0 +1,262 @@
+"""What we ask Slurm's commands and how their answers are read. Pure: argv out, text in."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from girder_worker_slurm.cluster.interface import Submission
+
+#: Options that decide where a job's files go, who runs it or which job it is: never from a setting or a user.
+RESERVED_OPTIONS = frozenset(
+    {
+        "array",
+        "batch",
+        "chdir",
+        "clusters",
+        "dependency",
+        "error",
+        "export",
+        "export-file",
+        "gid",
+        "get-user-env",
+        "help",
+        "hold",
+        "ignore-pbs",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "no-requeue",
+        "open-mode",
+        "output",
+        "parsable",
+        "quiet",
+        "requeue",
+        "test-only",
+        "uid",
+        "usage",
+        "verbose",
+        "version",
+        "wait",
+        "wait-all-nodes",
+        "wrap",
+        "J",
+        "o",
+        "e",
+        "i",
+        "D",
+        "a",
+        "d",
+        "H",
+        "M",
+        "Q",
+        "V",
+        "W",
+        "h",
+        "v",
+    }
+)
+
+#: Field order of our squeue listing; the name comes last because it is the only text a stranger may choose.
+_SQUEUE_FORMAT = "%i|%T|%r|%j"
+
+#: Final states by the manual of squeue(1), section JOB STATE CODES.
+FINAL_STATES = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        "LAUNCH_FAILED",
+    }
+)
+#: The other states of the same manual; a word in neither set is kept as "not an end".
+LIVE_STATES = frozenset(
+    {
+        "COMPLETING",
+        "CONFIGURING",
+        "PENDING",
+        "POWER_UP_NODE",
+        "RECONFIG_FAIL",
+        "REQUEUED",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "RESIZING",
+        "RESV_DEL_HOLD",
+        "RUNNING",
+        "SIGNALING",
+        "SPECIAL_EXIT",
+        "STAGE_OUT",
+        "STOPPED",
+        "SUSPENDED",
+        "UPDATE_DB",
+    }
+)
+
+_PARSABLE = re.compile(r"^(\d+)(?:;\S+)?$")
+_JOB_ID = re.compile(r"^\d+$")
+#: Limits that pass when our own jobs end; every other "violates accounting/QOS policy" is a refusal.
+_SUBMIT_LIMIT = re.compile(r"MaxSubmitJob|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+#: sbatch could not bring its question to an end: the job may exist.
+_UNSURE = re.compile(
+    r"Socket timed out|Unable to contact slurm controller|Connection (refused|reset|timed out)|Zero Bytes"
+    r"|Transport endpoint|Unexpected message received|Slurm controller not responding|communication",
+    re.IGNORECASE,
+)
+
+
+def option_arguments(options: Sequence[tuple[str, str]]) -> list[str]:
+    """Options as sbatch takes them: one letter ``-p value``, longer ``--mem=value``, an empty value is a flag.
+
+    Raises ValueError naming an option that is reserved, malformed, or whose value has control characters.
+    """
+    arguments: list[str] = []
+    for name, value in options:
+        if not re.fullmatch(r"[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?", name):
+            msg = f"`{name}` is not the name of an sbatch option."
+            raise ValueError(msg)
+        if name in RESERVED_OPTIONS:
+            msg = f"The sbatch option `{name}` is set by the worker itself and cannot be chosen."
+            raise ValueError(msg)
+        if any(ord(character) < 32 or ord(character) == 127 for character in value):
+            msg = f"The value of the sbatch option `{name}` has control characters."
+            raise ValueError(msg)
+        if len(name) == 1:
+            arguments += [f"-{name}", value] if value else [f"-{name}"]
+        else:
+            arguments.append(f"--{name}={value}" if value else f"--{name}")
+    return arguments
+
+
+def sbatch_arguments(submission: Submission) -> list[str]:
+    """The sbatch command line of one submission."""
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={submission.token}",
+        f"--output={submission.output}",
+        f"--error={submission.output}",
+        "--open-mode=append",
+        "--no-requeue",
+        "--export=ALL",
+        "--chdir=/",
+        *option_arguments(submission.options),
+        str(submission.script),
+    ]
+
+
+def parse_sbatch(stdout: str) -> SlurmJobId | None:
+    """The id in sbatch's answer; sites put banners around it, so the last line that is one counts."""
+    for line in reversed(stdout.splitlines()):
+        match = _PARSABLE.match(line.strip())
+        if match:
+            return SlurmJobId(match.group(1))
+    return None
+
+
+def is_submit_limit(stderr: str) -> bool:
+    """Whether sbatch refused for a limit that passes when earlier jobs end."""
+    return bool(_SUBMIT_LIMIT.search(stderr))
+
+
+def is_unsure(stderr: str) -> bool:
+    """Whether sbatch's complaint leaves open if the job exists."""
+    return bool(_UNSURE.search(stderr))
+
+
+def squeue_arguments(users: Sequence[str], token: str | None = None) -> list[str]:
+    """One listing of all jobs of these users, ended ones that Slurm remembers included."""
+    # Names, not --me: several users are listed at once, and --me of old versions misses `-t all`.
+    command = [
+        "squeue",
+        "--noheader",
+        "--all",
+        "--states=all",
+        f"--user={','.join(users)}",
+        f"--format={_SQUEUE_FORMAT}",
+    ]
+    if token is not None:
+        command.append(f"--name={token}")
+    return command
+
+
+def parse_squeue(stdout: str) -> tuple[QueueRow, ...]:
+    """The rows of our listing; a line that is not one of ours (a banner) is passed over."""
+    rows = []
+    for line in stdout.splitlines():
+        parts = line.strip().split("|", 3)
+        if len(parts) == 4 and _JOB_ID.match(parts[0]):
+            rows.append(QueueRow(SlurmJobId(parts[0]), first_word(parts[1]), parts[2], parts[3]))
+    return tuple(rows)
+
+
+def first_word(state: str) -> str:
+    """`CANCELLED by 1000` → `CANCELLED`, `COMPLETED+` → `COMPLETED`."""
+    words = state.replace("+", " ").split()
+    return words[0].upper() if words else ""
+
+
+def scontrol_arguments(slurm_job_id: SlurmJobId) -> list[str]:
+    """Asks for one job on one line."""
+    # `scontrol show job ''` would answer with every job of the cluster.
+    if not _JOB_ID.match(slurm_job_id):
+        msg = f"{slurm_job_id!r} is not a Slurm job id."
+        raise ValueError(msg)
+    return ["scontrol", "--oneliner", "show", "job", slurm_job_id]
+
+
+def parse_scontrol(stdout: str) -> JobDetail | None:
+    """The job in scontrol's one-line answer; None if it holds none."""
+    for line in stdout.splitlines():
+        if line.startswith("JobId="):
+            fields = {match[1]: match[2] for match in re.finditer(r"(?:^| )([A-Za-z_/:]+)=(\S*)", line)}
+            code, _, signal = fields.get("ExitCode", "0:0").partition(":")
+            return JobDetail(
+                slurm_job_id=SlurmJobId(fields["JobId"]),
+                token=fields.get("JobName", ""),
+                state=first_word(fields.get("JobState", "")),
+                reason=fields.get("Reason", ""),
+                exit_code=_number(code),
+                signal=_number(signal),
+                nodes=fields.get("NodeList", "").replace("(null)", ""),
+                restarts=_number(fields.get("Restarts", "0")),
+                run_time=fields.get("RunTime", ""),
+                time_limit=fields.get("TimeLimit", ""),
+            )
+    return None
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def scancel_arguments(
+    slurm_job_ids: Sequence[SlurmJobId], tokens: Sequence[str], users: Sequence[str], *, kill: bool
+) -> list[list[str]]:
+    """scancel commands for ids (in chunks) and for names of jobs whose id is not known."""
+    # --full signals the batch script and everything below it; without a signal Slurm ends the job properly.
+    extra = ["--signal=KILL", "--full"] if kill else []
+    commands = [
+        ["scancel", *extra, *slurm_job_ids[start : start + 200]]
+        for start in range(0, len(slurm_job_ids), 200)
+    ]
+    commands += [
+        ["scancel", *extra, f"--user={user}", f"--name={token}"] for token in tokens for user in users
+    ]
+    return commands
+
+
+def is_unknown_job(stderr: str) -> bool:
+    """Whether a command complained that there is no such job (any more)."""
+    return "Invalid job id" in stderr

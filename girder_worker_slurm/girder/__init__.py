@@ -1,0 +1,1 @@
+"""The one way out to Girder: status, log and progress, inputs, outputs, ingested CLIs."""

@@ -1,0 +1,134 @@
+"""Status, log and progress of Girder jobs: one PUT carries all of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from girder_worker_slurm.errors import GirderUnreachable, JobDeleted, SlurmWorkerError
+
+if TYPE_CHECKING:
+    from girder_worker_slurm.job.state import GirderJob
+
+_TIMEOUT = (10.0, 60.0)  # connect, read
+
+
+class JobStatus(enum.IntEnum):
+    """Girder's job states (girder_jobs.constants, girder_plugin_worker.status)."""
+
+    INACTIVE = 0
+    QUEUED = 1
+    RUNNING = 2
+    SUCCESS = 3
+    ERROR = 4
+    CANCELED = 5
+    FETCHING_INPUT = 820
+    CONVERTING_INPUT = 821
+    CONVERTING_OUTPUT = 822
+    PUSHING_OUTPUT = 823
+    CANCELING = 824
+
+
+FINAL = frozenset({JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED})
+CANCELLED = frozenset({JobStatus.CANCELING, JobStatus.CANCELED})
+
+
+class TransitionRefused(SlurmWorkerError):
+    """Girder does not allow this status after the present one."""
+
+
+class AccessRefused(SlurmWorkerError):
+    """The job's token is not accepted (any more)."""
+
+
+@dataclass(frozen=True)
+class JobAnswer:
+    """What Girder says about a job after an update."""
+
+    status: int
+    title: str
+
+
+class JobUpdates:
+    """Updates Girder jobs. One object serves all jobs and threads."""
+
+    def __init__(self, session: requests.Session | None = None) -> None:
+        self._session = session or _session()
+
+    def update(
+        self,
+        job: GirderJob,
+        *,
+        status: JobStatus | None = None,
+        log: str | None = None,
+        overwrite: bool = False,
+        progress: float | None = None,
+        message: str | None = None,
+    ) -> JobAnswer:
+        """Sends one update and returns what Girder says; without any value it only asks.
+
+        Raises GirderUnreachable (try again), TransitionRefused, AccessRefused, or JobDeleted.
+        """
+        data: dict[str, Any] = {}
+        if status is not None:
+            data["status"] = int(status)
+        if log:
+            data["log"] = log.encode("utf-8", errors="replace")
+            if overwrite:
+                data["overwrite"] = "true"
+        if progress is not None:
+            data["progressTotal"] = 1
+            data["progressCurrent"] = progress
+        if message:
+            data["progressMessage"] = message.encode("utf-8", errors="replace")
+        answer = self._call("PUT", job, data)
+        return JobAnswer(int(answer.get("status", -1)), str(answer.get("title", "")))
+
+    def log(self, job: GirderJob) -> str:
+        """The log as Girder has it. Up to megabytes: only to settle a doubt."""
+        log = self._call("GET", job, None).get("log") or []
+        return log if isinstance(log, str) else "".join(str(entry) for entry in log)
+
+    def _call(self, method: str, job: GirderJob, data: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            response = self._session.request(
+                method, job.url, data=data, headers={"Girder-Token": job.token}, timeout=_TIMEOUT
+            )
+        except requests.RequestException as error:
+            msg = f"Girder did not answer for job {job.job_id}: {type(error).__name__}."
+            raise GirderUnreachable(msg) from error
+        if response.ok:
+            answer: dict[str, Any] = response.json()
+            return answer
+        _raise_for(response, job)
+        raise AssertionError  # unreachable: _raise_for always raises
+
+
+def _raise_for(response: requests.Response, job: GirderJob) -> None:
+    """Translates Girder's refusal, here and nowhere else."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = {}
+    words = str(answer.get("message", response.reason))
+    if response.status_code == 400 and answer.get("field") == "status":
+        raise TransitionRefused(words)
+    if response.status_code in (400, 404) and ("Invalid job id" in words or answer.get("field") == "id"):
+        msg = f"The Girder job {job.job_id} does not exist any more."
+        raise JobDeleted(msg)
+    if response.status_code in (401, 403):
+        msg = f"Girder does not accept the token of job {job.job_id}: {words}"
+        raise AccessRefused(msg)
+    msg = f"Girder answered {response.status_code} for job {job.job_id}: {words}"
+    raise GirderUnreachable(msg)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=16, max_retries=0)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session

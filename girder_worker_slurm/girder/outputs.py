@@ -1,0 +1,104 @@
+"""Outputs of a task, brought to Girder by its result hooks, one by one, each recorded when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from girder_client import HttpError
+
+from girder_worker_slurm.errors import OutputRefused, SlurmWorkerError
+from girder_worker_slurm.girder.inputs import attach_clients, run_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from girder_worker_slurm.celery_worker.message import DecodedTask
+    from girder_worker_slurm.records.record import Record
+
+
+@dataclass(frozen=True)
+class RecordLedger:
+    """Uploads as the job's record knows them."""
+
+    record: Record
+
+    def is_uploaded(self, key: str) -> bool:
+        """See `UploadLedger`."""
+        return key in self.record.state.uploaded
+
+    def upload_id(self, key: str) -> str | None:
+        """See `UploadLedger`."""
+        return self.record.state.uploads.get(key)
+
+    def begun(self, key: str, upload_id: str) -> None:
+        """See `UploadLedger`."""
+        self.record.append("upload", key=key, upload_id=upload_id)
+
+    def finished(self, key: str) -> None:
+        """See `UploadLedger`."""
+        self.record.append("uploaded", key=key)
+
+
+def deliver(
+    record: Record, decoded: DecodedTask, *, run: Path, name: str, api_url: str, check: Callable[[], None]
+) -> list[Any]:
+    """Runs all result hooks that have not run; returns what each of them gives.
+
+    Raises OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what
+    `check` raises.
+    """
+    volume = run_volume(run, name)
+    clients = attach_clients(decoded.hooks, api_url, check)
+    for client in clients:
+        client.ledger = RecordLedger(record)
+        client.upload_root = run
+    results: list[Any] = []
+    for index, hook in enumerate(decoded.hooks):
+        if index in record.state.hooks_done:
+            results.append(getattr(hook, "folder_id", None) or getattr(hook, "item_id", None))
+            continue
+        check()
+        for client in clients:
+            client.key_prefix = str(index)
+        results.append(_run_hook(hook, volume, run))
+        record.append("hook_done", index=index)
+    return results
+
+
+def after_failure(
+    decoded: DecodedTask, record: Record, *, run: Path, name: str, api_url: str, check: Callable[[], None]
+) -> list[str]:
+    """Runs what hooks have for the case of failure (artifacts for debugging); returns what went wrong."""
+    volume = run_volume(run, name)
+    problems = []
+    for client in attach_clients(decoded.hooks, api_url, check):
+        client.ledger = RecordLedger(record)
+        client.upload_root = run
+        client.key_prefix = "failure"
+    for hook in decoded.hooks:
+        try:
+            # An artifact's own exception() would look for the file at its path in the container.
+            if getattr(hook, "_upload_on_exception", False):
+                hook.transform(None, _default_temp_volume=volume)
+            elif callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"):
+                hook.exception()
+        except SlurmWorkerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a hook is foreign code; the job has failed already
+            problems.append(f"{type(hook).__name__}: {error}")
+    return problems
+
+
+def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
+    if not callable(getattr(hook, "transform", None)):
+        return None
+    try:
+        return hook.transform(None, _default_temp_volume=volume)
+    except FileNotFoundError as error:
+        msg = f"The analysis ended without error but did not write its output {error.filename or ''}."
+        raise OutputRefused(msg) from error
+    except HttpError as error:
+        msg = f"Girder refused an output ({error.status}). The outputs are kept in {run / 'volume'}."
+        raise OutputRefused(msg) from error

@@ -1,0 +1,66 @@
+"""How long ended jobs stay on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.errors import RecordDamaged
+from girder_worker_slurm.job.state import Outcome
+from girder_worker_slurm.records.record import Record
+
+if TYPE_CHECKING:
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_slurm.cluster.run_directory import RunDirectories
+    from girder_worker_slurm.records.jobs_root import JobsRoot
+
+logger = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 3600.0
+_DAY = 86400.0
+
+
+class Retention:
+    """Removes record, run directory and log of jobs that ended long enough ago."""
+
+    def __init__(
+        self, root: JobsRoot, runs: RunDirectories, clock: Clock, *, keep_days: float, keep_failed_days: float
+    ) -> None:
+        self._root = root
+        self._runs = runs
+        self._clock = clock
+        self._keep_days = keep_days
+        self._keep_failed_days = keep_failed_days
+        self._next = 0.0
+
+    def remove_old(self) -> int:
+        """Looks once an hour; returns how many jobs it removed."""
+        now = self._clock.monotonic()
+        if now < self._next:
+            return 0
+        self._next = now + _EVERY_SECONDS
+        return sum(self._remove_if_old(self._root.ended / name) for name in os.listdir(self._root.ended))
+
+    def _remove_if_old(self, path: Path) -> bool:
+        try:
+            # The last entry is the end; nothing is written to the record afterwards.
+            ended_at = (path / "state.jsonl").stat().st_mtime
+            if self._clock.now() - ended_at < min(self._keep_days, self._keep_failed_days) * _DAY:
+                return False
+            record = Record.load(path, worker_id=self._root.worker_id)
+        except (OSError, RecordDamaged):
+            return False
+        verdict = record.state.verdict
+        is_good = verdict is not None and verdict.outcome is Outcome.SUCCESS
+        if self._clock.now() - ended_at < (self._keep_days if is_good else self._keep_failed_days) * _DAY:
+            return False
+        if record.state.token:
+            self._runs.remove(record.state.token)
+        if record.state.log_path:
+            Path(record.state.log_path).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        logger.info("Job %s ended long ago; its record and log are removed", record.task_id)
+        return True

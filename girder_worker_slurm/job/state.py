@@ -1,0 +1,238 @@
+"""The state of one job as the sum of what was recorded about it. Pure: no clock, no file, no network.
+
+A record's ``state.jsonl`` holds one entry per line; `fold` turns the entries into a `JobState`. Every change
+of a job is an entry first and a new state second, so that a restarted worker arrives at the same state.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Phase(enum.IntEnum):
+    """How far a job has come. A job never goes back, except to a new attempt or submission."""
+
+    ACCEPTED = 0
+    #: Girder has been asked, the message has been understood.
+    ADMITTED = 1
+    #: Inputs lie in the run directory.
+    STAGED = 2
+    #: The SIF exists, script and argument file are written.
+    RENDERED = 3
+    #: The intent to submit is durable; whether Slurm has the job is not known yet.
+    SUBMITTING = 4
+    #: Slurm has given an id.
+    SUBMITTED = 5
+    #: How it ended is decided.
+    DECIDED = 6
+    #: All outputs are in Girder, or there are none to bring.
+    DELIVERED = 7
+    #: Girder and Celery know the end.
+    REPORTED = 8
+    #: Run directory cleaned; only log and record stay.
+    CLOSED = 9
+
+
+class Outcome(str, enum.Enum):
+    """How a job ends, as Girder will show it."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELED = "canceled"
+    #: The Girder job was deleted: nothing is reported.
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a job: outcome, a word for machines, and a sentence for people."""
+
+    outcome: Outcome
+    code: str
+    sentence: str
+
+    def as_entry(self) -> dict[str, str]:
+        """The verdict as it is written into the record."""
+        return {"outcome": self.outcome.value, "code": self.code, "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class GirderJob:
+    """Where the Girder job is reported to, and with which token."""
+
+    url: str
+    token: str
+    title: str = ""
+
+    @property
+    def job_id(self) -> str:
+        """The Girder id of the job."""
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Everything a restarted worker needs to know about one job."""
+
+    phase: Phase = Phase.ACCEPTED
+    kind: str = ""
+    accepted_at: float = 0.0
+    girder: GirderJob | None = None
+    image: str = ""
+    attempt: int = 0
+    token: str = ""
+    nonce: str = ""
+    #: Name of a cluster other than the configured one: ``direct`` for what runs on the worker's host.
+    cluster: str = ""
+    slurm_job_id: str = ""
+    submitted_at: float = 0.0
+    started: Mapping[str, Any] | None = None
+    ended: Mapping[str, Any] | None = None
+    cancel: str = ""
+    verdict: Verdict | None = None
+    hooks_done: frozenset[int] = frozenset()
+    uploads: Mapping[str, str] = field(default_factory=dict)
+    uploaded: frozenset[str] = frozenset()
+    result_sent: bool = False
+    log_path: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing is left to do."""
+        return self.phase is Phase.CLOSED
+
+    @property
+    def is_in_slurm(self) -> bool:
+        """Slurm has, or may have, a job of ours."""
+        return self.phase in (Phase.SUBMITTING, Phase.SUBMITTED)
+
+
+def fold(entries: Iterable[Mapping[str, Any]]) -> JobState:
+    """The state that these entries add up to."""
+    state = JobState()
+    for entry in entries:
+        state = apply(state, entry)
+    return state
+
+
+def apply(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    """The state after one more entry. An entry of a newer version that is not known here changes nothing."""
+    change = _CHANGES.get(str(entry.get("event", "")))
+    return state if change is None else change(state, entry)
+
+
+def _accepted(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, accepted_at=float(entry.get("at", 0.0)))
+
+
+def _admitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    job = entry.get("girder")
+    girder = GirderJob(job["url"], job["token"], job.get("title", "")) if job else None
+    return replace(
+        state,
+        phase=max(state.phase, Phase.ADMITTED),
+        kind=entry.get("kind", ""),
+        girder=girder,
+        image=entry.get("image", ""),
+        cluster=entry.get("cluster", ""),
+    )
+
+
+def _attempt(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(
+        state,
+        phase=Phase.ADMITTED,
+        attempt=int(entry["number"]),
+        token=entry["token"],
+        nonce=entry["nonce"],
+        slurm_job_id="",
+        started=None,
+        ended=None,
+        log_path=entry.get("log_path", ""),
+    )
+
+
+def _phase(phase: Phase) -> Any:
+    def change(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+        return replace(state, phase=max(state.phase, phase))
+
+    return change
+
+
+def _submitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(
+        state,
+        phase=max(state.phase, Phase.SUBMITTED),
+        slurm_job_id=str(entry["slurm_job_id"]),
+        submitted_at=float(entry.get("at", 0.0)),
+    )
+
+
+def _lost(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+    """Slurm lost a submission that never started: it may be submitted again with the same token."""
+    return replace(state, phase=Phase.RENDERED, slurm_job_id="")
+
+
+def _started(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    if entry.get("token") != state.token:
+        return state
+    return replace(state, started=entry, slurm_job_id=str(entry.get("slurm_job_id") or state.slurm_job_id))
+
+
+def _ended(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    if entry.get("token") != state.token or state.ended is not None:
+        return state
+    return replace(state, ended=entry, slurm_job_id=str(entry.get("slurm_job_id") or state.slurm_job_id))
+
+
+def _cancel(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return state if state.cancel else replace(state, cancel=str(entry.get("why") or "cancelled"))
+
+
+def _verdict(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    verdict = Verdict(Outcome(entry["outcome"]), entry["code"], entry["sentence"])
+    return replace(state, phase=max(state.phase, Phase.DECIDED), verdict=verdict)
+
+
+def _hook_done(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, hooks_done=state.hooks_done | {int(entry["index"])})
+
+
+def _upload(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, uploads={**state.uploads, entry["key"]: entry["upload_id"]})
+
+
+def _uploaded(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, uploaded=state.uploaded | {entry["key"]})
+
+
+def _result_sent(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+    return replace(state, result_sent=True)
+
+
+_CHANGES: dict[str, Any] = {
+    "accepted": _accepted,
+    "admitted": _admitted,
+    "attempt": _attempt,
+    "staged": _phase(Phase.STAGED),
+    "rendered": _phase(Phase.RENDERED),
+    "intent": _phase(Phase.SUBMITTING),
+    "submitted": _submitted,
+    "lost": _lost,
+    "started": _started,
+    "ended": _ended,
+    "cancel": _cancel,
+    "verdict": _verdict,
+    "hook_done": _hook_done,
+    "upload": _upload,
+    "uploaded": _uploaded,
+    "delivered": _phase(Phase.DELIVERED),
+    "result_sent": _result_sent,
+    "reported": _phase(Phase.REPORTED),
+    "closed": _phase(Phase.CLOSED),
+}

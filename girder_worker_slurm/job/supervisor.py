@@ -1,0 +1,588 @@
+"""Carries all jobs of a worker along: a fixed number of threads, whatever the number of jobs.
+
+One thread looks at the spool of events every quarter of a second and hands steps to small pools; one thread asks
+Slurm for the whole queue now and then. A job that waits costs a few kilobytes and no thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from girder_worker_singularity.errors import ContainerError, ConversionStopped
+from girder_worker_slurm.cluster.interface import SlurmJobId
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.errors import (
+    JobCancelled,
+    JobDeleted,
+    JobError,
+    OwnershipLost,
+    RecordDamaged,
+    Unreachable,
+)
+from girder_worker_slurm.job.live_job import LiveJob
+from girder_worker_slurm.job.pools import Pool
+from girder_worker_slurm.job.run_job import Later, Parked
+from girder_worker_slurm.job.state import Outcome, Phase, Verdict
+from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from girder_worker_slurm.cluster.interface import QueueRow, Snapshot
+    from girder_worker_slurm.cluster.run_directory import JobEvent
+    from girder_worker_slurm.job.run_job import JobStory, Services, Step
+    from girder_worker_slurm.records.record import Record
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+#: A registry that does not answer is asked again this often; then the job ends with that reason.
+_IMAGE_TRIES = 5
+_SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class SupervisorRules:
+    """How often it looks, and how much it carries."""
+
+    token_prefix: str
+    event_seconds: float = 0.25
+    poll_seconds: float = 15.0
+    max_submitted: int = 5000
+    updates_per_second: float = 20.0
+    log_interval_seconds: float = 1.0
+    status_check_seconds: float = 600.0
+    parallel_submits: int = 4
+    parallel_girder: int = 6
+    parallel_transfers: int = 4
+    parallel_images: int = 2
+
+
+class Supervisor:
+    """Carries jobs from their record to their end."""
+
+    def __init__(
+        self,
+        services: Services,
+        story: JobStory,
+        rules: SupervisorRules,
+        *,
+        on_ended: Callable[[Record], None],
+    ) -> None:
+        self._do = services
+        self._story = story
+        self._rules = rules
+        self._on_ended = on_ended
+        self._jobs: dict[str, LiveJob] = {}
+        self._by_token: dict[str, LiveJob] = {}
+        self._incoming: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[LiveJob, Step | None, BaseException | None]] = (
+            queue.SimpleQueue()
+        )
+        self._snapshots: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._look_now = threading.Event()
+        self._due: list[tuple[float, int, str]] = []
+        self._order = itertools.count()
+        #: Rendered jobs in the order in which they came; a dict for its order and its quick `in`.
+        self._ready_to_submit: dict[str, None] = {}
+        self._image_waiters: dict[tuple[str, str], list[str]] = {}
+        self._images_made: queue.SimpleQueue[tuple[tuple[str, str], Any, BaseException | None]] = (
+            queue.SimpleQueue()
+        )
+        self._update_allowance = rules.updates_per_second
+        self._allowance_at = services.clock.monotonic()
+        self._pools: dict[str, Pool] = {}
+        self._threads: list[threading.Thread] = []
+        self._orphans: set[str] = set()
+
+    # -- for those outside
+
+    def start(self, records: Iterable[Record]) -> None:
+        """Takes these records up where they stand and starts the threads."""
+        for record in records:
+            self._take(record)
+        sizes = {
+            "girder": self._rules.parallel_girder,
+            "stage": self._rules.parallel_transfers,
+            "image": self._rules.parallel_images,
+            "submit": self._rules.parallel_submits,
+            "deliver": self._rules.parallel_transfers,
+        }
+        self._pools = {name: Pool(name, size) for name, size in sizes.items()}
+        for name, body in (("gw-supervisor", self._run), ("gw-queue", self._watch_queue)):
+            thread = threading.Thread(target=body, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Stops after the steps under way; what is not done goes on at the next start."""
+        self._stop.set()
+        self._wake.set()
+        self._look_now.set()
+        for thread in self._threads:
+            thread.join(timeout_seconds)
+
+    def accept(self, record: Record) -> None:
+        """Takes up a new record; callable from any thread."""
+        self._incoming.put(record)
+        self._wake.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether steps should come to an end."""
+        return self._stop.is_set()
+
+    @property
+    def live_count(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._jobs)
+
+    def run_in_pool(self, pool: str, work: Callable[[], None]) -> None:
+        """Runs something that belongs to no job in one of the pools."""
+        self._pools[pool].submit(_logged, work)
+
+    # -- the supervising thread
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._turn()
+            except Exception:
+                # One bad turn must not end the supervision of thousands of jobs.
+                logger.exception("The supervisor met an unexpected error; it goes on")
+                self._do.clock.sleep(1.0)
+            self._wake.wait(self._rules.event_seconds)
+            self._wake.clear()
+
+    def _turn(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._take(self._incoming.get_nowait())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._after_step(*self._finished.get_nowait())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._after_image(*self._images_made.get_nowait())
+        self._read_events()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._read_snapshot(self._snapshots.get_nowait())
+        self._look_for_revoked()
+        now = self._do.clock.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, _, task_id = heapq.heappop(self._due)
+            job = self._jobs.get(task_id)
+            if job is not None and job.due_at <= now:
+                self._advance(job)
+        self._fill_slurm()
+        self._send_updates(now)
+
+    def _take(self, record: Record) -> None:
+        if record.task_id in self._jobs:
+            return
+        job = LiveJob(record)
+        self._jobs[record.task_id] = job
+        if record.state.token:
+            self._by_token[record.state.token] = job
+            for event in (
+                self._do.runs.kept_events(record.state.token) if record.state.phase < Phase.DECIDED else ()
+            ):
+                self._take_event(job, event)
+        job.next_status_check = self._do.clock.monotonic()
+        self._later(job, 0.0)
+
+    def _later(self, job: LiveJob, seconds: float) -> None:
+        job.due_at = self._do.clock.monotonic() + seconds
+        heapq.heappush(self._due, (job.due_at, next(self._order), job.task_id))
+        if seconds <= 0:
+            self._wake.set()
+
+    def _advance(self, job: LiveJob) -> None:
+        """Gives the job its next step to a pool, or lets it wait."""
+        if job.is_busy or job.is_parked:
+            return
+        inbox, job.inbox = job.inbox, []
+        try:
+            for event in inbox:
+                self._record_event(job, event)
+        except OwnershipLost:
+            self._forget(job)
+            return
+        if job.state.is_final:
+            self._forget(job)
+            self._on_ended(job.record)
+            return
+        step = self._story.next_step(job)
+        if step is None:
+            return
+        if step.name == "submit" and not job.cancel_seen:
+            self._ready_to_submit.setdefault(job.task_id)
+            return
+        self._begin(job, step)
+
+    def _begin(self, job: LiveJob, step: Step) -> None:
+        job.is_busy = True
+        self._pools[step.pool].submit(self._step, job, step)
+
+    def _step(self, job: LiveJob, step: Step) -> None:
+        """In a pool thread: one step, and what came of it."""
+        error: BaseException | None = None
+        try:
+            if not self._stop.is_set():
+                self._story.run(step, job)
+        except BaseException as caught:  # noqa: BLE001 - handed to the supervising thread, which decides
+            error = caught
+        self._finished.put((job, step, error))
+        self._wake.set()
+
+    def _after_step(self, job: LiveJob, step: Step | None, error: BaseException | None) -> None:
+        job.is_busy = False
+        if job.task_id not in self._jobs:
+            return
+        token = job.state.token
+        if token and token not in self._by_token:
+            self._by_token[token] = job
+        if error is None:
+            job.failures = 0
+            if step is not None:
+                self._later(job, 0.0)
+            elif job.inbox or job.cancel_seen:
+                self._later(job, 0.0)
+            return
+        try:
+            self._after_error(job, step, error)
+        except OwnershipLost:
+            self._forget(job)
+        except OSError as problem:
+            logger.error("Job %s: its record cannot be written (%s); trying again", job.task_id, problem)  # noqa: TRY400
+            self._later(job, 10.0)
+
+    def _after_error(self, job: LiveJob, step: Step | None, error: BaseException) -> None:
+        name = step.name if step else "update"
+        if isinstance(error, Later):
+            self._later(job, error.seconds)
+        elif isinstance(error, Parked):
+            self._park_for_image(job, error)
+        elif isinstance(error, JobCancelled):
+            if not job.state.cancel:
+                job.record.append("cancel", why=str(error) or "in Girder")
+            self._later(job, 0.0)
+        elif isinstance(error, JobDeleted):
+            logger.info("Job %s: %s", job.task_id, error)
+            self._story.notice_deleted(job)
+            self._later(job, 0.0)
+        elif isinstance(error, OwnershipLost):
+            logger.warning("%s", error)
+            self._forget(job)
+        elif isinstance(error, Unreachable):
+            self._retry(job, name, error)
+        elif isinstance(error, ContainerError) and error.retryable and job.failures < _IMAGE_TRIES:
+            self._retry(job, name, error)
+        elif isinstance(error, (JobError, ContainerError)) and not job.state.is_in_slurm:
+            self._story.end_with(job, error)
+            self._later(job, 0.0)
+        elif isinstance(error, JobError):
+            self._story.end_with(job, error)
+            self._later(job, 0.0)
+        elif isinstance(error, (OSError, RecordDamaged)):
+            logger.error("Job %s: step %s failed (%s); trying again", job.task_id, name, error)
+            self._retry(job, name, error)
+        else:
+            self._after_bug(job, name, error)
+
+    def _after_bug(self, job: LiveJob, name: str, error: BaseException) -> None:
+        logger.error("Job %s: unexpected error in step %s", job.task_id, name, exc_info=error)
+        if job.state.phase >= Phase.SUBMITTING or step_is_update(name):
+            # The Slurm job, or the outputs, must not be lost for a mistake of ours.
+            self._retry(job, name, error)
+            return
+        sentence = f"The worker met an unexpected error in step {name}: {type(error).__name__}: {error}. Its log has the details."
+        job.record.decide(Verdict(Outcome.ERROR, "internal", sentence))
+        self._later(job, 0.0)
+
+    def _retry(self, job: LiveJob, name: str, error: BaseException) -> None:
+        seconds = _BACKOFF_SECONDS[min(job.failures, len(_BACKOFF_SECONDS) - 1)]
+        job.failures += 1
+        log = logger.info if job.failures < len(_BACKOFF_SECONDS) else logger.warning
+        log("Job %s: step %s is tried again in %.0f s: %s", job.task_id, name, seconds, error)
+        self._later(job, seconds)
+
+    def _forget(self, job: LiveJob) -> None:
+        self._jobs.pop(job.task_id, None)
+        self._by_token.pop(job.state.token, None)
+
+    # -- images
+
+    def _park_for_image(self, job: LiveJob, parked: Parked) -> None:
+        key = (parked.image, parked.policy)
+        job.is_parked = True
+        waiting = self._image_waiters.setdefault(key, [])
+        waiting.append(job.task_id)
+        if len(waiting) == 1:
+            self._pools["image"].submit(self._make_image, key)
+
+    def _make_image(self, key: tuple[str, str]) -> None:
+        image, policy = key
+        sif: Any = None
+        error: BaseException | None = None
+        try:
+            sif = self._do.images.ensure(
+                image,
+                policy="always" if policy == "always" else "if-not-present",
+                should_stop=lambda: self._stop.is_set() or not self._wanted(key),
+            )
+        except BaseException as caught:  # noqa: BLE001 - handed to every job that waits
+            error = caught
+        self._images_made.put((key, sif, error))
+        self._wake.set()
+
+    def _after_image(self, key: tuple[str, str], sif: Any, error: BaseException | None) -> None:
+        """Lets everyone who waited for an image go on, or know why there is none."""
+        if isinstance(error, ConversionStopped):
+            error = None
+        for task_id in self._image_waiters.pop(key, []):
+            job = self._jobs.get(task_id)
+            if job is not None:
+                job.sif = sif
+                job.is_parked = False
+                self._after_step(job, _IMAGE_STEP, error)
+
+    def _wanted(self, key: tuple[str, str]) -> bool:
+        """Whether any job that waits for this image has not been cancelled."""
+        waiting = [self._jobs.get(task_id) for task_id in list(self._image_waiters.get(key, ()))]
+        return any(job is not None and not job.cancel_seen for job in waiting)
+
+    # -- places in Slurm
+
+    def _fill_slurm(self) -> None:
+        if not self._ready_to_submit:
+            return
+        taken = sum(
+            1
+            for job in self._jobs.values()
+            if job.state.is_in_slurm or (job.is_busy and job.state.phase is Phase.RENDERED)
+        )
+        while self._ready_to_submit and taken < self._rules.max_submitted:
+            task_id = next(iter(self._ready_to_submit))
+            del self._ready_to_submit[task_id]
+            job = self._jobs.get(task_id)
+            if job is None or job.is_busy or job.state.phase is not Phase.RENDERED:
+                continue
+            step = self._story.next_step(job)
+            if step is not None:
+                self._begin(job, step)
+                taken += 1
+
+    # -- events of job scripts
+
+    def _read_events(self) -> None:
+        for event in self._do.runs.events():
+            job = self._by_token.get(event.token)
+            if job is None:
+                if event.token.startswith(self._rules.token_prefix):
+                    # The word of an attempt that is over, or was given up.
+                    self._do.runs.keep(event)
+                continue
+            self._do.runs.keep(event)
+            self._take_event(job, event)
+
+    def _take_event(self, job: LiveJob, event: JobEvent) -> None:
+        if event.nonce != job.state.nonce:
+            logger.warning(
+                "Job %s: an event without the right nonce is ignored (%s)", job.task_id, event.path.name
+            )
+            return
+        job.inbox.append(event)
+        self._later(job, 0.0)
+
+    def _record_event(self, job: LiveJob, event: JobEvent) -> None:
+        state = job.state
+        if state.phase >= Phase.DECIDED or event.token != state.token:
+            return
+        fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
+        if event.kind == "started" and state.started is None:
+            job.record.append("started", **fields)
+            job.next_status_check = 0.0
+        elif event.kind == "ended" and state.ended is None:
+            job.record.append("ended", **fields)
+        elif event.kind == "refused" and event.fields.get("why") == "unwritable" and state.ended is None:
+            job.record.append("ended", **{**fields, "exit_code": 73, "cause": "unwritable"})
+
+    # -- the queue
+
+    def _watch_queue(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            pause = self._rules.poll_seconds
+            if any(job.state.is_in_slurm for job in list(self._jobs.values())):
+                try:
+                    snapshot = self._do.cluster.snapshot()
+                except Unreachable as error:
+                    # A failed listing changes nothing about any job.
+                    failures += 1
+                    pause = min(120.0, pause * 2 ** min(failures, 4))
+                    logger.warning("Slurm's queue could not be listed (%s); again in %.0f s", error, pause)
+                except Exception:
+                    logger.exception("Slurm's queue could not be read")
+                else:
+                    failures = 0
+                    pause = max(pause, 10 * snapshot.seconds)
+                    self._snapshots.put(snapshot)
+                    self._wake.set()
+            self._look_now.wait(pause)
+            self._look_now.clear()
+
+    def _read_snapshot(self, snapshot: Snapshot) -> None:
+        rows: dict[str, list[QueueRow]] = {}
+        for row in snapshot.rows:
+            rows.setdefault(row.token, []).append(row)
+        for job in list(self._jobs.values()):
+            if job.state.phase is Phase.SUBMITTED and not job.is_busy:
+                self._compare(job, rows.get(job.state.token, []), snapshot)
+        self._end_orphans(rows)
+
+    def _compare(self, job: LiveJob, rows: list[QueueRow], snapshot: Snapshot) -> None:
+        state = job.state
+        row = next((row for row in rows if row.slurm_job_id == state.slurm_job_id), None)
+        if row is None:
+            age = self._do.clock.now() - state.submitted_at
+            if snapshot.asked_at > self._do.clock.monotonic() - age + _SETTLE_SECONDS:
+                job.missing += 1
+                if job.missing >= 2:
+                    self._later(job, 0.0)
+                else:
+                    self._look_soon()
+            return
+        job.missing = 0
+        if row.state in FINAL_STATES:
+            if not job.final_since:
+                job.final_since = self._do.clock.monotonic()
+                self._later(job, self._story.event_grace_seconds)
+            return
+        job.final_since = 0.0
+        hopeless = hopeless_wait(row)
+        if hopeless is not None and self._do.runs.claim(state.token, hopeless.code):
+            self._end_hopeless(job, row, hopeless)
+            return
+        text = waiting_text(row.state, row.reason)
+        if state.started is None and text != job.waiting_message:
+            job.waiting_message = text
+            job.next_status_check = 0.0
+
+    def _end_hopeless(self, job: LiveJob, row: QueueRow, verdict: Verdict) -> None:
+        job.record.decide(verdict)
+        self.run_in_pool("submit", lambda: self._do.cluster.cancel([row.slurm_job_id]))
+        self._later(job, 0.0)
+
+    def _look_soon(self) -> None:
+        """A second listing a little later, to be sure that a job is gone."""
+        timer = threading.Timer(1.0, self._look_now.set)
+        timer.daemon = True
+        timer.start()
+
+    def _end_orphans(self, rows: dict[str, list[QueueRow]]) -> None:
+        """Cancels Slurm jobs of ours that no record knows: left by a submission that was given up."""
+        strangers = {
+            token
+            for token, found in rows.items()
+            if token.startswith(self._rules.token_prefix)
+            and token not in self._by_token
+            and any(row.state not in FINAL_STATES and row.state != "COMPLETING" for row in found)
+        }
+        ids = [SlurmJobId(row.slurm_job_id) for token in strangers & self._orphans for row in rows[token]]
+        self._orphans = strangers
+        if ids:
+            logger.warning("Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(ids))
+            self.run_in_pool("submit", lambda: self._do.cluster.cancel(ids))
+
+    # -- Girder
+
+    def _look_for_revoked(self) -> None:
+        for job in self._jobs.values():
+            if not job.cancel_seen and self._do.is_revoked(job.task_id):
+                self._see_cancel(job)
+
+    def _see_cancel(self, job: LiveJob) -> None:
+        job.cancel_seen = "in Girder"
+        if job.is_parked:
+            key = next((key for key, waiting in self._image_waiters.items() if job.task_id in waiting), None)
+            if key is not None:
+                self._image_waiters[key].remove(job.task_id)
+            job.is_parked = False
+        if not job.is_busy and job.state.phase < Phase.DECIDED:
+            job.record.append("cancel", why=job.cancel_seen)
+        self._later(job, 0.0)
+
+    def _send_updates(self, now: float) -> None:
+        """Sends log, progress and the news of the queue, within the budget, the longest waiting first."""
+        limit = self._rules.updates_per_second
+        self._update_allowance = min(limit, self._update_allowance + (now - self._allowance_at) * limit)
+        self._allowance_at = now
+        if self._update_allowance < 1:
+            return
+        wanting = [job for job in self._jobs.values() if self._wants_update(job, now)]
+        wanting.sort(key=lambda job: (job.announced, job.last_flush))
+        for job in wanting[: int(self._update_allowance)]:
+            self._update_allowance -= 1
+            job.last_flush = now
+            job.is_busy = True
+            self._pools["girder"].submit(self._flush, job)
+
+    def _wants_update(self, job: LiveJob, now: float) -> bool:
+        if job.is_busy or job.is_parked or job.state.phase is not Phase.SUBMITTED or job.state.girder is None:
+            return False
+        if now < job.due_at and job.failures:
+            return False
+        if now - job.last_flush < self._rules.log_interval_seconds:
+            return False
+        if not job.announced or now >= job.next_status_check:
+            job.next_status_check = now + self._rules.status_check_seconds
+            return True
+        return (
+            job.state.started is not None
+            and self._story.feed(job).has_new_output()
+            or self._story.feed(job).has_pending
+        )
+
+    def _flush(self, job: LiveJob) -> None:
+        error: BaseException | None = None
+        try:
+            self._story.flush(job)
+        except BaseException as caught:  # noqa: BLE001 - handed to the supervising thread
+            error = caught
+        self._finished.put((job, None, error))
+        self._wake.set()
+
+
+def step_is_update(name: str) -> bool:
+    """Whether this is the sending of log and progress, which never ends a job."""
+    return name == "update"
+
+
+class _ImageStep:
+    """Stands for the making of an image in `_after_step`."""
+
+    name = "image"
+    pool = "image"
+
+
+_IMAGE_STEP: Any = _ImageStep()
+
+
+def _logged(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Unreachable as error:
+        logger.warning("%s", error)
+    except Exception:
+        logger.exception("Unexpected error")

@@ -1,0 +1,1 @@
+"""What the worker keeps on disk about jobs: the only source of truth across restarts."""

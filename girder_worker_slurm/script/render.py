@@ -1,0 +1,72 @@
+"""The text of a job script. Every value passes one quoting filter; nothing of a user is in the text at all."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+
+
+@dataclass(frozen=True)
+class JobScript:
+    """The values of one job script."""
+
+    token: str
+    run: str
+    spool: str
+    log: str
+    scratch: str
+    #: What starts the container, up to but without the user's arguments, which the script reads from a file.
+    container: tuple[str, ...]
+    #: ``#SBATCH`` lines of a site's own script.
+    sbatch_head: tuple[str, ...] = ()
+
+
+def render_script(script: JobScript) -> str:
+    """The job script; raises ValueError when a value cannot be quoted."""
+    for value in (script.token, script.run, script.spool, script.log, script.scratch, *script.container):
+        if "\0" in value or "\n" in value:
+            msg = f"The value {value!r} cannot stand in a job script."
+            raise ValueError(msg)
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - bash, not HTML; every value passes `q`
+    )
+    environment.filters["q"] = shlex.quote
+    template = environment.from_string(
+        files(__package__).joinpath("singularity.slurm").read_text(encoding="utf-8")
+    )
+    return template.render(
+        token=script.token,
+        run=script.run,
+        spool=script.spool,
+        log=script.log,
+        scratch=script.scratch,
+        container=script.container,
+        sbatch_head=script.sbatch_head,
+    )
+
+
+def argument_file(arguments: tuple[str, ...]) -> bytes:
+    """The arguments as the script reads them: each ended by NUL. Raises ValueError for an argument with NUL."""
+    for argument in arguments:
+        if "\0" in argument:
+            msg = f"The argument {argument!r} has a NUL character; no program can take it."
+            raise ValueError(msg)
+    return b"".join(argument.encode("utf-8", "surrogateescape") + b"\0" for argument in arguments)
+
+
+def sbatch_head(site_script: str) -> tuple[str, ...]:
+    """The ``#SBATCH`` lines of a site's own script: those that sbatch would read, before the first command."""
+    head = []
+    for line in site_script.splitlines():
+        if line.startswith("#SBATCH"):
+            head.append(line.rstrip())
+        elif line.strip() and not line.startswith("#"):
+            break
+    return tuple(head)

@@ -1,0 +1,166 @@
+"""A stock Girder as a scientist uses it: uploads, ingests, runs CLIs, looks at jobs. All through its REST API."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.stack import Stack
+
+INACTIVE, QUEUED, RUNNING, SUCCESS, ERROR, CANCELED, CANCELING = 0, 1, 2, 3, 4, 5, 824
+FINAL = (SUCCESS, ERROR, CANCELED)
+
+
+class NotReached(AssertionError):
+    """A condition did not come true in time; says what was seen last."""
+
+
+def wait_until(
+    what: str, look: Callable[[], Any], *, seconds: float = 60.0, every: float = 0.1, give_up: Callable[[], str] | None = None
+) -> Any:
+    """The first true answer of `look`; raises NotReached with the last answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = look()
+        if answer:
+            return answer
+        reason = give_up() if give_up is not None else ""
+        if reason or time.monotonic() > deadline:
+            msg = f"{what}: not within {seconds} s; last seen: {answer!r} {reason}"
+            raise NotReached(msg)
+        time.sleep(every)
+
+
+@dataclass
+class GirderSite:
+    """One Girder, logged in as its administrator."""
+
+    stack: Stack
+    session: requests.Session = field(default_factory=requests.Session)
+    token: str = ""
+
+    @property
+    def api(self) -> str:
+        """Address of the REST API."""
+        return self.stack["GIRDER_API_URL"]
+
+    def login(self) -> GirderSite:
+        """This site, logged in."""
+        answer = self.session.get(
+            f"{self.api}/user/authentication",
+            auth=(self.stack["GIRDER_ADMIN_LOGIN"], self.stack["GIRDER_ADMIN_PASSWORD"]),
+            timeout=30,
+        )
+        answer.raise_for_status()
+        self.token = answer.json()["authToken"]["token"]
+        self.session.headers["Girder-Token"] = self.token
+        return self
+
+    def call(self, method: str, path: str, *, ok: bool = True, **kwargs: Any) -> Any:
+        """Girder's answer as JSON."""
+        if method in ("POST", "PUT") and "data" not in kwargs:
+            kwargs["data"] = ""
+        answer = self.session.request(method, f"{self.api}/{path}", timeout=60, **kwargs)
+        if ok and not answer.ok:
+            msg = f"{method} {path}: {answer.status_code} {answer.text[:500]}"
+            raise AssertionError(msg)
+        return answer.json() if answer.content else None
+
+    def new_folder(self, name: str = "") -> str:
+        """The id of a new folder of the administrator."""
+        user = self.call("GET", "user/me")
+        name = name or f"test-{uuid.uuid4().hex[:8]}"
+        params = {"parentType": "user", "parentId": user["_id"], "name": name, "reuseExisting": "true"}
+        return str(self.call("POST", "folder", params=params)["_id"])
+
+    def upload(self, folder: str, name: str, data: bytes) -> str:
+        """The id of a new file."""
+        params = {"parentType": "folder", "parentId": folder, "name": name, "size": len(data)}
+        made = self.session.post(f"{self.api}/file", params=params, data=io.BytesIO(data), timeout=60)
+        made.raise_for_status()
+        return str(made.json()["_id"])
+
+    def files(self, folder: str) -> dict[str, bytes]:
+        """All files below a folder: path → content."""
+        found: dict[str, bytes] = {}
+        for item in self.call("GET", "item", params={"folderId": folder, "limit": 0}):
+            for file in self.call("GET", f"item/{item['_id']}/files", params={"limit": 0}):
+                content = self.session.get(f"{self.api}/file/{file['_id']}/download", timeout=60).content
+                name = file["name"]
+                found[name if name not in found else f"{name}#{file['_id']}"] = content
+        for child in self.call("GET", "folder", params={"parentType": "folder", "parentId": folder, "limit": 0}):
+            found |= {f"{child['name']}/{name}": content for name, content in self.files(child["_id"]).items()}
+        return found
+
+    def ingest(self, image: str, *, seconds: float = 120.0, expect: int = SUCCESS) -> dict[str, Any]:
+        """The ended job that ingested an image."""
+        folder = self.call("GET", "system/setting", params={"key": "slicer_cli_web.task_folder"})
+        job = self.call("PUT", "slicer_cli_web/docker_image", params={"name": json.dumps(image), "folder": folder})
+        ended = self.wait_for_end(job["_id"], seconds=seconds)
+        assert ended["status"] == expect, _log(ended)
+        return ended
+
+    def cli(self, image: str, name: str) -> str:
+        """The id of an ingested CLI."""
+        for cli in self.call("GET", "slicer_cli_web/cli"):
+            if cli["name"] == name and cli["image"] == image:
+                return str(cli["_id"])
+        msg = f"{image} has no CLI {name}"
+        raise AssertionError(msg)
+
+    def run(self, cli: str, **params: Any) -> str:
+        """The id of the job that runs a CLI."""
+        return str(self.call("POST", f"slicer_cli_web/cli/{cli}/run", params=params)["_id"])
+
+    def job(self, job: str) -> dict[str, Any]:
+        """A job with its log."""
+        found: dict[str, Any] = self.call("GET", f"job/{job}")
+        return found
+
+    def status(self, job: str) -> int:
+        """A job's status."""
+        return int(self.job(job)["status"])
+
+    def log(self, job: str) -> str:
+        """A job's log."""
+        return _log(self.job(job))
+
+    def cancel(self, job: str) -> None:
+        """Presses Cancel."""
+        self.call("PUT", f"job/{job}/cancel")
+
+    def wait_for(self, job: str, *statuses: int, seconds: float = 60.0) -> dict[str, Any]:
+        """The job once it has one of these states; gives up at another final one."""
+        seen: dict[str, Any] = {}
+
+        def look() -> dict[str, Any] | None:
+            seen.update(self.job(job))
+            return dict(seen) if seen["status"] in statuses else None
+
+        def give_up() -> str:
+            return f"it ended with {seen['status']}: {_log(seen)}" if seen.get("status") in FINAL else ""
+
+        try:
+            found: dict[str, Any] = wait_until(f"job {job} in {statuses}", look, seconds=seconds, give_up=give_up)
+        except NotReached as error:
+            msg = f"{error}; status {seen.get('status')}, progress {seen.get('progress')}, log: {_log(seen)[-2000:]}"
+            raise NotReached(msg) from None
+        return found
+
+    def wait_for_end(self, job: str, *, seconds: float = 60.0) -> dict[str, Any]:
+        """The job once it has ended."""
+        return self.wait_for(job, *FINAL, seconds=seconds)
+
+
+def _log(job: dict[str, Any]) -> str:
+    log = job.get("log") or []
+    return log if isinstance(log, str) else "".join(log)

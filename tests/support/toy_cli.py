@@ -1,0 +1,127 @@
+"""A Slicer CLI image small enough to be made in a moment, with everything the tests need to provoke."""
+
+from __future__ import annotations
+
+from tests.support.images import build_and_push_image
+
+_ENTRY = r"""#!/bin/sh
+# Relative entrypoint, as real CLI images have it: works only in the image's working directory.
+case "$1" in
+  --list_cli) cat list.json; exit 0 ;;
+esac
+cli=$1
+shift
+case "$1" in
+  --xml) echo "noise before"; cat "$cli.xml"; echo "noise after"; exit 0 ;;
+esac
+exec "./$cli.sh" "$@"
+"""
+
+_LIST = '{"Toy": {"type": "python"}, "Sum": {"type": "python"}}'
+
+_TOY_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<executable>
+  <category>Toy</category><title>Toy</title><description>Does what a test asks for.</description>
+  <version>1.0</version><license>Apache-2.0</license><contributor>Tests</contributor>
+  <parameters>
+    <label>IO</label><description>Input and output</description>
+    <file><name>inputFile</name><label>Input</label><description>Any file</description>
+      <channel>input</channel><index>0</index></file>
+    <file fileExtensions=".txt"><name>outputFile</name><label>Output</label><description>What was seen</description>
+      <channel>output</channel><index>1</index></file>
+  </parameters>
+  <parameters>
+    <label>Behaviour</label><description>What to do</description>
+    <string><name>text</name><label>Text</label><description>Copied to the output</description>
+      <longflag>text</longflag><default></default></string>
+    <integer><name>sleep</name><label>Sleep</label><description>Seconds</description>
+      <longflag>sleep</longflag><default>0</default></integer>
+    <integer><name>code</name><label>Code</label><description>Exit code</description>
+      <longflag>code</longflag><default>0</default></integer>
+    <integer><name>lines</name><label>Lines</label><description>Lines of log</description>
+      <longflag>lines</longflag><default>0</default></integer>
+    <string><name>mode</name><label>Mode</label><description>no-output, memory, ignore-term, latin1</description>
+      <longflag>mode</longflag><default></default></string>
+  </parameters>
+</executable>
+"""
+
+_TOY = r"""#!/bin/sh
+# Toy [--text T] [--sleep S] [--code C] [--lines N] [--mode M] INPUT OUTPUT
+text= sleep=0 code=0 lines=0 mode=
+while [ $# -gt 2 ]; do
+  case "$1" in
+    --text) text=$2 ;;
+    --sleep) sleep=$2 ;;
+    --code) code=$2 ;;
+    --lines) lines=$2 ;;
+    --mode) mode=$2 ;;
+  esac
+  shift 2
+done
+echo "toy starts in $(pwd) as pid $$"
+echo "to stderr" >&2
+[ "$mode" = ignore-term ] && trap '' TERM
+if [ "$mode" = memory ]; then
+  tail -c 2000000000 /dev/zero | tail > /dev/null
+fi
+[ "$mode" = latin1 ] && printf 'caf\351 and \303\251\n'
+i=0
+while [ $i -lt "$lines" ]; do
+  i=$((i + 1))
+  echo "line $i"
+done
+i=0
+while [ $i -lt "$sleep" ]; do
+  printf '<filter-start><filter-name>Toy</filter-name></filter-start>\n'
+  printf '<filter-progress>0.%s</filter-progress>\n' $((i % 10))
+  i=$((i + 1))
+  echo "second $i"
+  sleep 1
+done
+if [ "$mode" != no-output ]; then
+  { printf 'text=<%s>\n' "$text"; printf 'input='; cat "$1"; } > "$2"
+fi
+echo "toy ends"
+exit "$code"
+"""
+
+_SUM_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<executable>
+  <category>Toy</category><title>Sum</title><description>Two inputs and a directory of outputs.</description>
+  <version>1.0</version><license>Apache-2.0</license><contributor>Tests</contributor>
+  <parameters>
+    <label>IO</label><description>Input and output</description>
+    <file><name>first</name><label>First</label><description>One</description><channel>input</channel><index>0</index></file>
+    <file><name>second</name><label>Second</label><description>Two</description><channel>input</channel><index>1</index></file>
+    <directory><name>outputDir</name><label>Output</label><description>Parts</description>
+      <channel>output</channel><index>2</index></directory>
+  </parameters>
+</executable>
+"""
+
+_SUM = r"""#!/bin/sh
+mkdir -p "$3/deep"
+cat "$1" "$2" > "$3/both.txt"
+cat "$1" > "$3/deep/first.txt"
+printf '' > "$3/empty.txt"
+"""
+
+
+def push_toy_cli(registry: str, name: str = "tests/toy:1") -> str:
+    """The reference of the toy image, freshly pushed."""
+    return build_and_push_image(
+        registry,
+        name,
+        {
+            "opt/toy/entry.sh": _ENTRY,
+            "opt/toy/list.json": _LIST,
+            "opt/toy/Toy.xml": _TOY_XML,
+            "opt/toy/Toy.sh": _TOY,
+            "opt/toy/Sum.xml": _SUM_XML,
+            "opt/toy/Sum.sh": _SUM,
+        },
+        entrypoint=["./entry.sh"],
+        workdir="/opt/toy",
+        labels={"description": "toy", "org.example.kind": "test"},
+    )

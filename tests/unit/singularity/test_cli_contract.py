@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from girder_worker_singularity.cli_contract import list_clis, run_on_this_host
+from girder_worker_singularity.command_runner import CommandResult
+from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
+from girder_worker_singularity.image_config import ImageConfig
+from girder_worker_singularity.image_reference import parse_image_reference
+from girder_worker_singularity.sif_store import Sif
+from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
+
+SIF = Sif(Path("/s/tool.sif"), parse_image_reference("team/tool:1"), ImageConfig(entrypoint=("./run",)))
+
+
+def image(answers):
+    """An image that answers calls from a table; a number is an exit code."""
+
+    def run(arguments):
+        answer = answers.get(" ".join(arguments), 2)
+        if isinstance(answer, int):
+            return CommandResult(tuple(arguments), answer, "", "went wrong")
+        return CommandResult(tuple(arguments), 0, answer, "")
+
+    return run
+
+
+def listed(clis, **answers):
+    return list_clis(SIF, image({"--list_cli": json.dumps(clis), **answers}))
+
+
+def test_a_cli_describes_itself_in_xml_by_default():
+    (cli,) = listed({"A": {"type": "python"}}, **{"A --xml": "<executable/>"})
+    assert (cli.name, cli.cli_type, cli.desc_type, cli.description) == ("A", "python", "xml", "<executable/>")
+    assert cli.spec == {"type": "python", "desc-type": "xml", "xml": "<executable/>"}
+
+
+def test_what_is_printed_around_a_description_is_dropped():
+    clis = {"A": {}, "B": {"desc-type": "json"}}
+    a, b = listed(clis, **{"A --xml": "starting\n<?xml?><x/>\ndone", "B --json": 'noise {"a": {}} noise'})
+    assert a.description == "<?xml?><x/>"
+    assert b.description == '{"a": {}}'
+
+
+def test_yaml_is_kept_as_it_is():
+    (cli,) = listed({"A": {"desc-type": "yaml"}}, **{"A --yaml": "name: A\n"})
+    assert cli.description == "name: A\n"
+
+
+def test_of_several_description_types_the_first_known_is_used():
+    (cli,) = listed({"A": {"desc-type": ["toml", "json", "xml"]}}, **{"A --json": "{}"})
+    assert (cli.desc_type, cli.spec["desc-type"]) == ("json", "json")
+
+
+def test_other_keys_are_kept():
+    (cli,) = listed({"A": {"docker-params": {"mem_limit": "1g"}, "alias": ["b"]}}, **{"A --xml": "<x/>"})
+    assert cli.spec["docker-params"] == {"mem_limit": "1g"}
+    assert cli.cli_type == "Unknown"
+
+
+def test_noise_around_the_list_is_dropped():
+    run = image({"--list_cli": 'Starting memcached\n{"A": {}}\n', "A --xml": "<x/>"})
+    assert [cli.name for cli in list_clis(SIF, run)] == ["A"]
+
+
+def test_an_image_without_clis_has_none():
+    assert listed({}) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({}, r"'--list_cli' with exit code 2 and said: 'went wrong'"),
+        ({"--list_cli": "no json"}, "not JSON: 'no json'"),
+        ({"--list_cli": "[1]"}, "not a mapping"),
+        ({"--list_cli": '{"A": "x"}'}, "not a mapping"),
+        ({"--list_cli": '{"A": {"desc-type": "toml"}}'}, "CLI A with the description type 'toml'"),
+        ({"--list_cli": '{"A": {}}', "A --xml": 1}, "'A --xml' with exit code 1"),
+        ({"--list_cli": '{"A": {}}', "A --xml": "nothing"}, "'A --xml' with no XML"),
+        ({"--list_cli": '{"A": {"desc-type": "json"}}', "A --json": "}{"}, "no JSON"),
+    ],
+)
+def test_an_image_that_breaks_the_contract_is_told_where(answers, message):
+    with pytest.raises(CliContractViolated, match=message) as caught:
+        list_clis(SIF, image(answers))
+    assert "team/tool:1" in str(caught.value)
+
+
+def test_running_here_appends_the_arguments_to_the_entrypoint(tmp_path):
+    runner = FakeCommandRunner({"apptainer": FakeAnswer(stdout="{}")})
+    assert run_on_this_host(SIF, ["--list_cli"], runner=runner, scratch=tmp_path).stdout == "{}"
+    assert runner.calls[0].argv[-3:] == ("/s/tool.sif", "./run", "--list_cli")
+
+
+def test_variables_of_the_image_go_through_a_private_file(tmp_path):
+    odd = Sif(SIF.path, SIF.reference, ImageConfig(entrypoint=("./run",), environment=("A=$HOME",)))
+    runner = FakeCommandRunner({"apptainer": FakeAnswer()})
+    run_on_this_host(odd, ["x"], runner=runner, scratch=tmp_path)
+    argv = runner.calls[0].argv
+    file = Path(argv[argv.index("--env-file") + 1].strip('"'))
+    assert file.read_text() == 'A="\\$HOME"\n'
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_image_that_hangs_breaks_the_contract(tmp_path):
+    runner = FakeCommandRunner({"apptainer": FakeAnswer(takes_seconds=1000)})
+    with pytest.raises(CliContractViolated, match="within 300 s"):
+        run_on_this_host(SIF, ["--list_cli"], runner=runner, scratch=tmp_path)
+
+
+def test_a_missing_apptainer_is_not_the_images_fault(tmp_path):
+    with pytest.raises(ProgramMissing):
+        run_on_this_host(SIF, ["--list_cli"], runner=FakeCommandRunner(), scratch=tmp_path)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from girder_worker_singularity.clock import SystemClock
+from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
+from girder_worker_singularity.testing import FakeClock
+
+ME = Holder.this_process("test")
+ELSEWHERE = replace(ME, host="another-host", boot_id="another-boot")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "lease"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+def acquire(path, clock, holder=ME, **options):
+    return Lease.acquire(path, holder, clock, wait_seconds=0, **options)
+
+
+def gone_process() -> Holder:
+    process = subprocess.Popen(["sleep", "30"])
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    holder = replace(ME, pid=process.pid, process_start=int(fields[19]))
+    assert not holder.is_gone()
+    process.kill()
+    process.wait()
+    return holder
+
+
+def watch_for(path, clock, seconds, refresh=None):
+    watch = LeaseWatch(path, clock)
+    watch.look()
+    standing = None
+    for _ in range(int(seconds)):
+        clock.advance(1)
+        if refresh is not None:
+            refresh()
+        standing = watch.look()
+    return standing
+
+
+def test_a_free_lease_is_taken_and_given_back(path, clock):
+    with acquire(path, clock) as lease:
+        assert LeaseWatch(path, clock).look() is Standing.HELD
+        lease.check()
+    assert LeaseWatch(path, clock).look() is Standing.FREE
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_held_lease_names_its_holder(path, clock):
+    with acquire(path, clock), pytest.raises(LeaseHeld, match=str(os.getpid())):
+        acquire(path, clock)
+
+
+def test_whoever_waits_gets_it_when_it_is_given_back(path):
+    clock = SystemClock()
+    lease = Lease.acquire(path, ME, clock)
+    threading.Timer(0.3, lease.release).start()
+    Lease.acquire(path, ME, clock, wait_seconds=20).release()
+
+
+def test_waiting_ends_when_it_is_told_to(path, clock):
+    with acquire(path, clock), pytest.raises(LeaseHeld):
+        Lease.acquire(path, ME, clock, should_stop=lambda: True)
+
+
+def test_a_lease_of_a_process_that_is_gone_is_taken_at_once(path, clock):
+    acquire(path, clock, gone_process())
+    acquire(path, clock).release()
+    assert clock.slept == []
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_number_that_a_new_process_got_does_not_keep_a_lease(path, clock):
+    acquire(path, clock, replace(ME, process_start=ME.process_start - 1))
+    acquire(path, clock)
+
+
+def test_a_process_of_another_host_is_not_judged_by_its_number(path, clock):
+    acquire(path, clock, replace(ELSEWHERE, pid=2**22 - 1))
+    with pytest.raises(LeaseHeld):
+        acquire(path, clock)
+
+
+def test_a_process_of_another_pid_namespace_is_not_judged_by_its_number(path, clock):
+    acquire(path, clock, replace(ME, pid_namespace="pid:[1]", pid=2**22 - 1))
+    with pytest.raises(LeaseHeld):
+        acquire(path, clock)
+
+
+def test_a_lease_that_stands_still_for_a_minute_is_stale(path, clock):
+    acquire(path, clock, ELSEWHERE)
+    assert watch_for(path, clock, 59) is Standing.HELD
+    assert watch_for(path, clock, 61) is Standing.STALE
+
+
+def test_a_lease_that_is_refreshed_never_is(path, clock):
+    lease = acquire(path, clock, ELSEWHERE)
+    assert watch_for(path, clock, 600, refresh=lease.refresh) is Standing.HELD
+
+
+def test_an_observer_that_was_itself_asleep_has_seen_nothing(path, clock):
+    acquire(path, clock, ELSEWHERE)
+    watch = LeaseWatch(path, clock)
+    watch.look()
+    clock.advance(3600)
+    assert watch.look() is Standing.HELD
+
+
+def test_a_broken_lease_is_noticed_by_its_old_holder(path, clock):
+    old = acquire(path, clock, ELSEWHERE)
+    new = Lease.acquire(path, ME, clock, wait_seconds=100)
+    with pytest.raises(LeaseLost):
+        old.check()
+    with pytest.raises(LeaseLost):
+        old.refresh()
+    new.check()
+
+
+def test_an_old_holder_cannot_harm_the_new_one(path, clock):
+    old = acquire(path, clock, ELSEWHERE)
+    new = Lease.acquire(path, ME, clock, wait_seconds=100)
+    old.release()
+    new.check()
+    new.release()
+    with pytest.raises(LeaseLost):
+        old.check()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lease_that_came_back_to_life_is_not_broken(path, clock):
+    lease = acquire(path, clock, ELSEWHERE)
+    watch = LeaseWatch(path, clock)
+    watch.look()
+    for _ in range(13):
+        clock.advance(5)
+        watch.look()
+    lease.refresh()
+    assert not watch.break_stale()
+    lease.check()
+
+
+def test_a_lease_renamed_away_by_mistake_is_put_back_by_its_holder(path, clock):
+    lease = acquire(path, clock)
+    path.rename(path.with_name("elsewhere"))
+    lease.check()
+    assert path.exists()
+
+
+def test_a_lease_that_is_no_json_is_stale_after_a_minute(path, clock):
+    path.write_bytes(b"\xff\xfe")
+    assert watch_for(path, clock, 30) is Standing.HELD
+    Lease.acquire(path, ME, clock, wait_seconds=100).check()
+
+
+def test_a_refresh_keeps_the_length_of_the_file(path, clock):
+    lease = acquire(path, clock)
+    size = path.stat().st_size
+    for _ in range(12):
+        lease.refresh()
+    assert path.stat().st_size == size
+    assert b'"counter": "000000000012"' in path.read_bytes()
+
+
+def test_inside_kept_alive_the_counter_moves_by_itself(path):
+    lease = Lease.acquire(path, ME, SystemClock())
+    before = path.read_bytes()
+    with lease.kept_alive(every_seconds=0.01):
+        for _ in range(500):
+            if path.read_bytes() != before:
+                break
+            threading.Event().wait(0.01)
+    assert path.read_bytes() != before
+    lease.release()
+
+
+def test_of_many_threads_that_find_a_stale_lease_one_at_a_time_holds_it(path):
+    acquire(path, FakeClock(), gone_process())
+    inside, most, errors = [], [], []
+    lock = threading.Lock()
+
+    def work() -> None:
+        try:
+            lease = Lease.acquire(path, ME, SystemClock(), wait_seconds=60)
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+            lease.check()
+            with lock:
+                inside.pop()
+            lease.release()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert max(most) == 1
+    assert list(path.parent.iterdir()) == []

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+import requests
+from requests.adapters import BaseAdapter
+
+from girder_worker_singularity.image_reference import parse_image_reference
+from girder_worker_singularity.registry_digest import registry_digest
+
+DIGEST = "sha256:" + "ab" * 32
+IMAGE = parse_image_reference("registry.example/team/tool:1")
+MANIFEST = "https://registry.example/v2/team/tool/manifests/1"
+BEARER = {
+    "WWW-Authenticate": 'Bearer realm="https://auth.example/token",service="s",scope="repository:team/tool:pull"'
+}
+FOUND = (200, {"Docker-Content-Digest": DIGEST})
+
+
+class Web(BaseAdapter):
+    """Answers requests by a function, and remembers them."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+        self.seen = []
+
+    def send(self, request, **_options):
+        self.seen.append(request)
+        outcome = self.answer(request)
+        if isinstance(outcome, Exception):
+            raise outcome
+        status, headers, *body = outcome
+        response = requests.Response()
+        response.status_code, response.url, response.request = status, request.url, request
+        response.headers.update(headers)
+        response._content = json.dumps(body[0]).encode() if body else b""
+        return response
+
+    def close(self):
+        pass
+
+    def session(self):
+        session = requests.Session()
+        session.trust_env = False
+        session.mount("http://", self)
+        session.mount("https://", self)
+        return session
+
+
+def ask(answer, image=IMAGE, **options):
+    web = Web(answer)
+    return registry_digest(image, session=web.session(), **options), web.seen
+
+
+def test_the_digest_is_what_the_registry_says():
+    digest, seen = ask(lambda _: FOUND)
+    assert digest == DIGEST
+    assert [(request.method, request.url) for request in seen] == [("HEAD", MANIFEST)]
+    assert "image.index" in seen[0].headers["Accept"]
+
+
+def test_a_reference_with_a_digest_needs_no_question():
+    digest, seen = ask(lambda _: FOUND, image=parse_image_reference(f"a/b@{DIGEST}"))
+    assert (digest, seen) == (DIGEST, [])
+
+
+def test_docker_hub_is_asked_at_its_real_address():
+    _, seen = ask(lambda _: FOUND, image=parse_image_reference("alpine"))
+    assert seen[0].url == "https://registry-1.docker.io/v2/library/alpine/manifests/latest"
+
+
+def test_a_registry_without_tls_is_asked_so_only_if_it_is_listed():
+    _, seen = ask(lambda _: FOUND, plain_http_registries=("registry.example",))
+    assert seen[0].url.startswith("http://registry.example/")
+
+
+def test_a_token_is_fetched_where_the_registry_wants_one():
+    def answer(request):
+        if request.url.startswith("https://auth.example/token"):
+            return 200, {}, {"token": "t0ken"}
+        return FOUND if request.headers.get("Authorization") == "Bearer t0ken" else (401, BEARER)
+
+    digest, seen = ask(answer)
+    assert digest == DIGEST
+    assert "scope=repository%3Ateam%2Ftool%3Apull" in seen[1].url
+    assert "Authorization" not in seen[1].headers
+
+
+@pytest.mark.parametrize("where", ["environment", "authfile", "apptainer login", "docker login"])
+def test_credentials_are_taken_from_where_apptainer_takes_them(tmp_path, where):
+    basic = base64.b64encode(b"me:word").decode()
+    files = {
+        "authfile": tmp_path / "auth.json",
+        "apptainer login": tmp_path / ".apptainer" / "docker-config.json",
+        "docker login": tmp_path / ".docker" / "config.json",
+    }
+    options = {"environment": {"HOME": str(tmp_path)}}
+    if where == "environment":
+        options["environment"] |= {"APPTAINER_DOCKER_USERNAME": "me", "APPTAINER_DOCKER_PASSWORD": "word"}
+    else:
+        files[where].parent.mkdir(exist_ok=True)
+        files[where].write_text(json.dumps({"auths": {"registry.example": {"auth": basic}}}))
+    if where == "authfile":
+        options["authfile"] = files[where]
+
+    def answer(request):
+        allowed = request.headers.get("Authorization") == f"Basic {basic}"
+        return FOUND if allowed else (401, {"WWW-Authenticate": 'Basic realm="x"'})
+
+    assert ask(answer, **options)[0] == DIGEST
+
+
+def test_credentials_are_not_sent_before_they_are_asked_for():
+    _, seen = ask(
+        lambda _: FOUND, environment={"APPTAINER_DOCKER_USERNAME": "me", "APPTAINER_DOCKER_PASSWORD": "word"}
+    )
+    assert "Authorization" not in seen[0].headers
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        (404, {}),
+        (500, {}),
+        (200, {}),
+        (200, {"Docker-Content-Digest": "sha256:odd"}),
+        (401, {}),
+        (401, {"WWW-Authenticate": 'Bearer realm="file:///etc/passwd"'}),
+        requests.ConnectionError("refused"),
+        requests.Timeout("slow"),
+    ],
+)
+def test_whatever_goes_wrong_the_digest_is_just_not_known(outcome):
+    assert ask(lambda _: outcome)[0] is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"auths": []}', '{"auths": {"registry.example": {"auth": "%%"}}}']
+)
+def test_a_broken_credentials_file_is_passed_by(tmp_path, text):
+    (tmp_path / "auth.json").write_text(text)
+    assert ask(lambda _: (401, {}), authfile=tmp_path / "auth.json")[0] is None
