@@ -1,0 +1,93 @@
+"""The whole product on the real stack: stock Girder, RabbitMQ, Slurm, Apptainer, a registry and our worker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.girder_site import GirderSite
+from tests.support.stack import Stack
+from tests.support.toy_cli import push_toy_cli
+from tests.support.worker import Worker
+
+
+@dataclass
+class Site:
+    """Everything a test of the whole needs."""
+
+    stack: Stack
+    girder: GirderSite
+    worker: Worker
+    image: str
+    toy: str
+    sum: str
+
+    def slurm(self, *argv: str, as_root: bool = False) -> str:
+        """What a Slurm command prints."""
+        command = list(argv) if as_root else self.stack.as_user(list(argv))
+        env = self.stack.user_environment()
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def slurm_state(self, slurm_job_id: str) -> str:
+        """The state of a Slurm job; empty when Slurm does not know it."""
+        out = self.slurm("squeue", "-h", "-t", "all", "-o", "%i %T")
+        return next((line.split()[1] for line in out.splitlines() if line.split()[0] == slurm_job_id), "")
+
+    def run_toy(self, folder: str, **params: object) -> str:
+        """Starts the toy CLI on a small file and returns the job."""
+        file = self.girder.upload(folder, f"input-{uuid.uuid4().hex[:6]}.txt", b"hello\n")
+        return self.girder.run(self.toy, inputFile=file, outputFile="out.txt", outputFile_folder=folder, **params)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Stack:
+    """The running stack."""
+    try:
+        return Stack.read()
+    except FileNotFoundError:
+        if "girder" in os.environ.get("GIRDER_SLURM_REQUIRE", ""):
+            pytest.fail("The stack is not up: devstack/devstack up")
+        pytest.skip("The stack is not up: devstack/devstack up")
+
+
+@pytest.fixture(scope="session")
+def shared_site(stack: Stack) -> Iterator[Site]:
+    """A site with one worker and the toy image ingested, for the whole session."""
+    girder = GirderSite(stack).login()
+    root = stack.shared / f"acceptance-{uuid.uuid4().hex[:8]}"
+    worker = Worker(stack, root, root.with_suffix(".sif"))
+    worker.start()
+    try:
+        image = push_toy_cli(stack["DEVSTACK_REGISTRY"], f"tests/toy:{uuid.uuid4().hex[:6]}")
+        girder.ingest(image)
+        yield Site(stack, girder, worker, image, girder.cli(image, "Toy"), girder.cli(image, "Sum"))
+    finally:
+        worker.stop()
+        for path in stack.shared.glob(f"{root.name}*"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def site(shared_site: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """The site with its worker running; what a test changed about the worker is put back."""
+    worker = shared_site.worker
+    if not worker.is_running:
+        worker.start()
+    yield shared_site
+    if worker.extra_config or worker.environment:
+        worker.stop()
+        worker.extra_config, worker.environment = "", {}
+    if request.session.shouldstop:
+        worker.stop()
+
+
+@pytest.fixture
+def folder(site: Site) -> str:
+    """A new Girder folder."""
+    return site.girder.new_folder()

@@ -1,0 +1,94 @@
+"""Cancel is pressed in every phase of a job's life: the Slurm job goes, nothing is uploaded, the job ends CANCELED."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.conftest import Site
+from tests.support.girder_site import CANCELED, RUNNING, SUCCESS, wait_until
+
+pytestmark = pytest.mark.girder
+
+
+def _expect_cancelled(site: Site, job: str, folder: str, *, seconds: float = 30) -> dict[str, object]:
+    ended = site.girder.wait_for_end(job, seconds=seconds)
+    assert ended["status"] == CANCELED, ended["log"]
+    assert "out.txt" not in site.girder.files(folder)
+    slurm = site.worker.slurm_job_id(job)
+    if slurm:
+        wait_until("the Slurm job is gone", lambda: site.slurm_state(slurm) in ("", "CANCELLED"), seconds=15)
+    return ended
+
+
+def test_cancel_while_running_ends_the_slurm_job_within_seconds(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=120)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    site.girder.cancel(job)
+    _expect_cancelled(site, job, folder, seconds=10)
+
+
+def test_cancel_of_a_cli_that_ignores_sigterm(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=120, mode="ignore-term")
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    site.girder.cancel(job)
+    _expect_cancelled(site, job, folder, seconds=40)
+
+
+def test_cancel_while_pending(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[slurm]\npartition =\n[slurm.options]\nmem = 150\nbegin = now+600\n"
+    site.worker.start()
+    job = site.run_toy(folder)
+    site.girder.wait_for(job, RUNNING)
+    wait_until("its progress shows Slurm's reason", lambda: "BeginTime" in str(site.girder.job(job)["progress"]), seconds=30)
+    site.girder.cancel(job)
+    _expect_cancelled(site, job, folder, seconds=10)
+
+
+def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_down(site: Site, folder: str) -> None:
+    site.worker.stop()
+    job = site.run_toy(folder)
+    site.girder.cancel(job)
+    site.worker.start()
+    ended = site.girder.wait_for_end(job)
+    assert ended["status"] == CANCELED
+    assert site.worker.slurm_job_id(job) == ""
+
+
+def test_cancel_while_the_job_runs_and_the_worker_is_down(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=120)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    site.worker.kill()
+    site.girder.cancel(job)
+    site.worker.start()
+    _expect_cancelled(site, job, folder)
+
+
+def test_a_job_that_ended_while_the_worker_was_down_and_was_cancelled_uploads_nothing(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=3)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    slurm = site.worker.slurm_job_id(job)
+    site.worker.kill()
+    site.girder.cancel(job)
+    wait_until("Slurm has ended it", lambda: site.slurm_state(slurm) in ("COMPLETED", ""), seconds=30)
+    site.worker.start()
+    _expect_cancelled(site, job, folder)
+
+
+def test_a_deleted_job_is_cancelled_in_slurm_and_uploads_nothing(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=120)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    slurm = site.worker.slurm_job_id(job)
+    site.worker.kill()
+    site.girder.call("DELETE", f"job/{job}")
+    site.worker.start()
+    wait_until("Slurm has cancelled it", lambda: site.slurm_state(slurm) in ("CANCELLED", ""), seconds=30)
+    assert "out.txt" not in site.girder.files(folder)
+
+
+def test_one_cancelled_job_does_not_disturb_the_others(site: Site, folder: str) -> None:
+    jobs = [site.run_toy(folder, sleep=6) for _ in range(4)]
+    wait_until("it runs", lambda: "second 1" in site.girder.log(jobs[0]), seconds=30)
+    site.girder.cancel(jobs[0])
+    assert site.girder.wait_for_end(jobs[0])["status"] == CANCELED
+    assert [site.girder.wait_for_end(job)["status"] for job in jobs[1:]] == [SUCCESS] * 3

@@ -1,0 +1,120 @@
+"""A scientist starts a CLI in stock Girder; it runs in Slurm; log, progress, outputs and status come back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+
+from tests.acceptance.conftest import Site
+from tests.support.girder_site import ERROR, RUNNING, SUCCESS, wait_until
+
+pytestmark = pytest.mark.girder
+
+
+def test_a_cli_runs_to_success_and_its_output_is_uploaded(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, text="plain"))
+    assert job["status"] == SUCCESS, job["log"]
+    log = "".join(job["log"])
+    assert "toy starts in /opt/toy" in log
+    assert "to stderr" in log
+    assert "toy ends" in log
+    assert site.girder.files(folder)["out.txt"] == b"text=<plain>\ninput=hello\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["with space", "quote\" and 'single'", "$(touch /tmp/x) `id` $HOME ;|&", "a,b,c", "é ü 漢 ☃", "-dash", "back\\slash", "*?[a]"],
+)
+def test_arguments_arrive_byte_for_byte(site: Site, folder: str, text: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, text=text))
+    assert job["status"] == SUCCESS, job["log"]
+    assert site.girder.files(folder)["out.txt"] == f"text=<{text}>\ninput=hello\n".encode()
+
+
+def test_two_inputs_of_the_same_name_and_a_folder_of_outputs(site: Site, folder: str) -> None:
+    first = site.girder.upload(site.girder.new_folder(), "same name, really.txt", b"first\n")
+    second = site.girder.upload(site.girder.new_folder(), "same name, really.txt", b"second\n")
+    job = site.girder.run(site.sum, first=first, second=second, outputDir="parts", outputDir_folder=folder)
+    ended = site.girder.wait_for_end(job)
+    assert ended["status"] == SUCCESS, ended["log"]
+    files = site.girder.files(folder)
+    assert files["both.txt"] == b"first\nsecond\n"
+    assert files["deep/first.txt"] == b"first\n"
+    assert files["empty.txt"] == b""
+    assert len(files) == 3
+
+
+def test_an_output_may_have_the_name_of_an_input(site: Site, folder: str) -> None:
+    file = site.girder.upload(site.girder.new_folder(), "slide.txt", b"input\n")
+    job = site.girder.run(site.toy, inputFile=file, outputFile="slide.txt", outputFile_folder=folder, text="x")
+    assert site.girder.wait_for_end(job)["status"] == SUCCESS
+    assert site.girder.files(folder) == {"slide.txt": b"text=<x>\ninput=input\n"}
+
+
+def test_a_failing_cli_ends_the_job_with_its_exit_code(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, code=3))
+    assert job["status"] == ERROR
+    assert "exit code 3" in "".join(job["log"])
+    assert "out.txt" not in site.girder.files(folder)
+
+
+def test_an_output_that_was_not_written_is_an_error_that_names_it(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, mode="no-output"))
+    assert job["status"] == ERROR
+    assert "did not write its output" in "".join(job["log"])
+    assert "out.txt" in "".join(job["log"])
+
+
+def test_log_and_progress_are_live_within_two_seconds(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=8)
+    site.girder.wait_for(job, RUNNING)
+    wait_until("the first second is in the log", lambda: "second 1\n" in site.girder.log(job), seconds=30)
+    seen = []
+    for number in range(3, 7):
+        wait_until(f"second {number}", lambda n=number: f"second {n}\n" in site.girder.log(job), seconds=10)
+        seen.append(time.monotonic())
+    # The toy writes one line a second: lines that come in bursts are late.
+    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) < 2.5
+    assert site.girder.job(job)["progress"]["message"] == "Toy"
+    ended = site.girder.wait_for_end(job)
+    assert ended["status"] == SUCCESS
+    assert "<filter-" not in "".join(ended["log"])
+    assert [line for line in "".join(ended["log"]).splitlines() if line.startswith("second")] == [
+        f"second {n}" for n in range(1, 9)
+    ]
+
+
+def test_output_that_is_not_utf8_does_not_disturb(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, mode="latin1"))
+    assert job["status"] == SUCCESS
+    assert "caf\ufffd and é" in "".join(job["log"])
+
+
+def test_a_long_log_is_complete_in_order_and_once(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, lines=20000), seconds=120)
+    assert job["status"] == SUCCESS
+    lines = [line for line in "".join(job["log"]).splitlines() if line.startswith("line ")]
+    assert lines == [f"line {n}" for n in range(1, 20001)]
+
+
+def test_an_unknown_image_is_one_clear_error(site: Site, folder: str) -> None:
+    del folder
+    image = f"{site.stack['DEVSTACK_REGISTRY']}/tests/nothing:{uuid.uuid4().hex[:6]}"
+    job = site.girder.ingest(image, expect=ERROR)
+    log = "".join(job["log"])
+    assert image in log
+    assert "Traceback" not in log
+
+
+def test_a_file_that_the_cluster_sees_is_mounted_not_downloaded(site: Site, folder: str) -> None:
+    site.girder.call("PUT", "system/setting", params={"key": "worker.direct_path", "value": "true"})
+    try:
+        job = site.girder.wait_for_end(site.run_toy(folder, text="direct"))
+    finally:
+        site.girder.call("PUT", "system/setting", params={"key": "worker.direct_path", "value": "false"})
+    assert job["status"] == SUCCESS, job["log"]
+    assert site.girder.files(folder)["out.txt"] == b"text=<direct>\ninput=hello\n"
+    [record] = [path for path in site.worker.root.glob("ended/*/task.json") if "mnt/girder_direct_worker" in path.read_text()]
+    assert site.stack["ASSETSTORE_DIR"] in record.read_text()
