@@ -458,6 +458,8 @@ class JobStory:
         if end.outcome is Outcome.SUCCESS and state.kind == "container":
             decoded = self._decoded(job)
             try:
+                if decoded.hooks:
+                    self._ask_if_wanted(job)
                 results = outputs.deliver(
                     job.record,
                     decoded,
@@ -620,6 +622,13 @@ class JobStory:
         if job.state.girder is not None and not job.announced:
             self._notice(job, self._enter(job.state.girder, JobStatus.RUNNING))
             job.announced = True
+
+    def _ask_if_wanted(self, job: LiveJob) -> None:
+        """Raises JobCancelled if the job was cancelled while nobody looked, as while the worker was down."""
+        if job.state.girder is not None:
+            self._notice(job, self._enter(job.state.girder, JobStatus.RUNNING))
+            job.announced = True
+        self.checker(job)()
 
     def _notice(self, job: LiveJob, answer: JobAnswer) -> None:
         if answer.status in CANCELLED or answer.status in FINAL:

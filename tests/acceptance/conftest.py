@@ -28,11 +28,11 @@ class Site:
     toy: str
     sum: str
 
-    def slurm(self, *argv: str, as_root: bool = False) -> str:
+    def slurm(self, *argv: str, as_root: bool = False, check: bool = True) -> str:
         """What a Slurm command prints."""
         command = list(argv) if as_root else self.stack.as_user(list(argv))
         env = self.stack.user_environment()
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=60).stdout
 
     def slurm_state(self, slurm_job_id: str) -> str:
         """The state of a Slurm job; empty when Slurm does not know it."""

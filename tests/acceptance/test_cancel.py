@@ -16,7 +16,7 @@ def _expect_cancelled(site: Site, job: str, folder: str, *, seconds: float = 30)
     assert "out.txt" not in site.girder.files(folder)
     slurm = site.worker.slurm_job_id(job)
     if slurm:
-        wait_until("the Slurm job is gone", lambda: site.slurm_state(slurm) in ("", "CANCELLED"), seconds=15)
+        wait_until("the Slurm job is gone", lambda: site.slurm_state(slurm) in ("", "CANCELLED", "COMPLETED"), seconds=15)
     return ended
 
 

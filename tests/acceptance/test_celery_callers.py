@@ -1,0 +1,138 @@
+"""Celery callers of `docker_run`: results, failures, links, chains and errbacks are what they expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Site
+
+pytestmark = pytest.mark.girder
+
+#: Runs in a process of its own, as a Celery client: prints one JSON value.
+_CLIENT = """
+import json, os, sys
+from girder_worker.app import app
+from girder_worker.docker.tasks import docker_run
+from girder_worker.docker.transforms import VolumePath, BindMountVolume
+image = sys.argv[1]
+def outcome(result, seconds=60):
+    try:
+        return {"value": result.get(timeout=seconds)}
+    except Exception as error:
+        return {"error": type(error).__name__, "text": str(error)}
+"""
+
+
+def _client(site: Site, code: str) -> Any:
+    env = os.environ | {
+        "GIRDER_WORKER_BROKER": site.stack["GIRDER_WORKER_BROKER"],
+        "GIRDER_WORKER_BACKEND": site.stack["GIRDER_WORKER_BACKEND"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CLIENT + code, site.image], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_get_returns_when_the_job_has_ended(site: Site) -> None:
+    answer = _client(
+        site,
+        "r = docker_run.delay(image, pull_image=False, container_args=['--list_cli'])\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    assert answer == {"value": []}
+
+
+def test_get_raises_with_the_sentence_of_the_verdict(site: Site) -> None:
+    answer = _client(
+        site,
+        "r = docker_run.delay(image, pull_image=False, container_args=['NoSuchCli'])\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    assert answer["error"] == "RuntimeError"
+    assert "exit code" in answer["text"]
+
+
+def test_environment_entrypoint_and_volumes_are_honoured(site: Site) -> None:
+    shared = site.stack.shared / "celery-callers"
+    subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)
+    _client(
+        site,
+        "r = docker_run.delay(image, pull_image=False, entrypoint='/bin/sh',"
+        " container_args=['-c', 'echo \"$GREETING from $(pwd)\" > /data/seen'], working_dir='/tmp',"
+        f" environment={{'GREETING': 'a \"b\" $c, d'}}, volumes={{{str(shared)!r}: {{'bind': '/data', 'mode': 'rw'}}}})\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    assert (shared / "seen").read_text() == 'a "b" $c, d from /tmp\n'
+
+
+def test_a_chain_goes_on_and_a_link_fires(site: Site) -> None:
+    shared = site.stack.shared / "celery-callers"
+    subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)
+    for name in ("first", "second", "link"):
+        (shared / name).unlink(missing_ok=True)
+    answer = _client(
+        site,
+        "from celery import chain\n"
+        f"volumes = {{{str(shared)!r}: {{'bind': '/data', 'mode': 'rw'}}}}\n"
+        "def step(name):\n"
+        "    return docker_run.si(image, pull_image=False, entrypoint='/bin/sh', volumes=volumes,\n"
+        "                         container_args=['-c', 'touch /data/' + name])\n"
+        "first = step('first'); first.link(step('link'))\n"
+        "print(json.dumps(outcome(chain(first, step('second')).apply_async(), 90)))",
+    )
+    assert answer == {"value": []}
+    assert (shared / "first").stat().st_mtime_ns < (shared / "second").stat().st_mtime_ns
+    assert (shared / "link").exists()
+
+
+def test_an_errback_fires(site: Site) -> None:
+    shared = site.stack.shared / "celery-callers"
+    subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)
+    (shared / "errback").unlink(missing_ok=True)
+    _client(
+        site,
+        "import time\n"
+        f"volumes = {{{str(shared)!r}: {{'bind': '/data', 'mode': 'rw'}}}}\n"
+        "errback = docker_run.si(image, pull_image=False, entrypoint='/bin/sh', volumes=volumes,\n"
+        "                        container_args=['-c', 'echo fired > /data/errback'])\n"
+        "r = docker_run.apply_async((image,), dict(pull_image=False, container_args=['NoSuchCli']), link_error=errback)\n"
+        "outcome(r)\n"
+        f"path = {str(shared / 'errback')!r}\n"
+        "deadline = time.time() + 60\n"
+        "while not os.path.exists(path) and time.time() < deadline: time.sleep(0.2)\n"
+        "print(json.dumps(os.path.exists(path)))",
+    )
+    assert (shared / "errback").read_text() == "fired\n"
+
+
+def test_an_unknown_task_is_kept_and_does_not_stop_the_others(site: Site) -> None:
+    _client(
+        site,
+        "r = app.send_task('large_image_tasks.tasks.create_tiff', kwargs={'x': 1}, task_id='unknown-1',\n"
+        "                  headers={'girder_job_disable': True})\n"
+        "r = docker_run.delay(image, pull_image=False, container_args=['--list_cli'])\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    kept = site.worker.root / "unhandled" / "unknown-1"
+    assert json.loads((kept / "message.json").read_text())["task"] == "large_image_tasks.tasks.create_tiff"
+    assert "large-image-tasks" in (kept / "reason.txt").read_text()
+
+
+def test_a_revoked_task_raises_for_its_caller(site: Site) -> None:
+    answer = _client(
+        site,
+        "import time\n"
+        "r = docker_run.delay(image, pull_image=False, entrypoint='/bin/sleep', container_args=['100'])\n"
+        "time.sleep(3)\n"
+        "r.revoke()\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    assert answer["error"] == "TaskRevokedError"
