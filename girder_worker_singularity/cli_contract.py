@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ DESCRIPTION_TYPES = ("xml", "json", "yaml")
 DEFAULT_TYPE = "xml"
 _BRACKETS = {"xml": ("<", ">"), "json": ("{", "}")}
 _SHOWN_CHARACTERS = 500
+_MOST_BRACKETS = 1000
 
 
 @dataclass(frozen=True)
@@ -97,20 +101,33 @@ def _answer(image: str, run: Callable[[Sequence[str]], CommandResult], arguments
         raise CliContractViolated(
             f"{image} answered {' '.join(arguments)!r} with exit code {result.returncode} and said: {said}."
         )
+    if result.truncated:
+        raise CliContractViolated(f"{image} answered {' '.join(arguments)!r} with more than can be read.")
     return result.stdout
 
 
 def _parse_list(image: str, text: str) -> dict[str, dict[str, Any]]:
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        listed = json.loads(text[start : end + 1] if 0 <= start < end else text)
-    except ValueError as error:
+    listed = _first_json(text)
+    if listed is None:
         raise CliContractViolated(
             f"{image} answered '--list_cli' with something that is not JSON: {_shown(text)}."
-        ) from error
+        )
     if not isinstance(listed, dict) or not all(isinstance(spec, dict) for spec in listed.values()):
         raise CliContractViolated(f"{image} answered '--list_cli' with JSON that is not a mapping of CLIs.")
     return listed
+
+
+def _first_json(text: str) -> Any:
+    """The first JSON object in a text that may hold other lines before and after, else any JSON, else None."""
+    decoder, other = json.JSONDecoder(), None
+    starts = (match.start() for match in re.finditer(r"[{\[]", text))
+    for start in itertools.islice(starts, _MOST_BRACKETS):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = decoder.raw_decode(text, start)[0]
+            if isinstance(value, dict):
+                return value
+            other = value if other is None else other
+    return other
 
 
 def _description_type(image: str, name: str, value: Any) -> str:

@@ -48,7 +48,7 @@ class CommandError(Exception):
     """A program gave no result."""
 
 
-class CommandNotFound(CommandError):  # noqa: N818 - named for what happened, as all errors here
+class CommandNotFound(CommandError):
     """There is no such program here, or it cannot be executed."""
 
     def __init__(self, program: str) -> None:
@@ -59,7 +59,7 @@ class CommandNotFound(CommandError):  # noqa: N818 - named for what happened, as
         return f"The program {self.program!r} is not on the PATH, or is not executable."
 
 
-class CommandTimeout(CommandError):  # noqa: N818
+class CommandTimeout(CommandError):
     """The program was killed because its time was up."""
 
     def __init__(
@@ -75,7 +75,7 @@ class CommandTimeout(CommandError):  # noqa: N818
         return f"{self.argv[0]!r} did not finish within {self.timeout_seconds:g} s and was killed."
 
 
-class CommandStopped(CommandError):  # noqa: N818
+class CommandStopped(CommandError):
     """The program was killed because the caller asked for it."""
 
     def __init__(self, argv: Sequence[str], stdout: str = "") -> None:

@@ -20,7 +20,6 @@ One class per thing a person would do differently::
     └── ProgramMissing            a program is not on the PATH
 """
 
-# ruff: noqa: N818 - an error is named for what happened, as it is told to people
 from __future__ import annotations
 
 from typing import ClassVar

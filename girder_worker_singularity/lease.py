@@ -43,9 +43,10 @@ REFRESH_SECONDS = 5.0
 _LONGEST_STEP_SECONDS = 5.0  # what one look at an unchanged lease counts at most, see LeaseWatch
 _POLL_SECONDS = 0.5
 _COUNTER_DIGITS = 12
+_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: removed while a network mount had it open
 
 
-class LeaseHeld(Exception):  # noqa: N818 - named for what happened, as all errors here
+class LeaseHeld(Exception):
     """Somebody else holds the lease, and the time to wait for it is over."""
 
     def __init__(self, path: Path, holder: str) -> None:
@@ -57,7 +58,7 @@ class LeaseHeld(Exception):  # noqa: N818 - named for what happened, as all erro
         return f"{self.path} is held by {self.holder}."
 
 
-class LeaseLost(Exception):  # noqa: N818
+class LeaseLost(Exception):
     """The lease was broken by somebody who saw it stand still: stop what it protected, publish nothing."""
 
     def __init__(self, path: Path) -> None:
@@ -321,7 +322,7 @@ def _read(path: Path) -> tuple[int, bytes] | None:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_ino, file.read(64 * 1024)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: removed while a network mount had it open
+        if error.errno in _GONE:
             return None
         raise
 
@@ -358,9 +359,13 @@ def _values(content: bytes) -> dict[str, Any]:
 
 def _same_file(path: Path, own: os.stat_result) -> bool:
     try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
+        # Opened, not only asked for: a network mount may answer `stat` from memory, but looks again on `open`.
+        with path.open("rb") as file:
+            there = os.fstat(file.fileno())
+    except OSError as error:
+        if error.errno in _GONE:
+            return False
+        raise
     return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
 

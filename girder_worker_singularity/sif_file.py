@@ -25,6 +25,7 @@ _MAGIC = b"SIF_MAGIC\0"
 _DEFINITION = 0x4001
 _PARTITION = 0x4004
 _JSON = 0x4006
+_OCI_ROOT_INDEX = 0x400A
 _PRIMARY_SYSTEM_PARTITION = 2
 _MOST_DESCRIPTORS = 4096
 _MOST_JSON_BYTES = 16 * 1024 * 1024
@@ -175,6 +176,11 @@ def _check_partition(file: BinaryIO, path: Path, descriptors: list[_Descriptor])
             if file_system == 1:
                 _check_squashfs(file, path, descriptor)
             return
+    if any(descriptor.data_type == _OCI_ROOT_INDEX for descriptor in descriptors):
+        raise SifDamaged(
+            f"{path} is an OCI-SIF of SingularityCE, which Apptainer cannot run.",
+            remedy="Replace it with a SIF made by `apptainer build`, or remove it to have one made.",
+        )
     raise SifDamaged(f"{path} is damaged: it holds no system partition.")
 
 

@@ -58,6 +58,7 @@ Policy = Literal["always", "if-not-present", "never"]
 
 _LEASES = ".leases"
 _FOLLOWER_POLL_SECONDS = 0.2
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _Flight:
         for listener in list(self.listeners):
             try:
                 listener(line)
-            except Exception:  # noqa: PERF203 - one listener's trouble must not end what the others wait for
+            except Exception:
                 logger.exception("A listener to a conversion failed and hears no more of it")
                 self.listeners.remove(listener)
 
@@ -261,20 +262,19 @@ class SifStore:
     ) -> Sif:
         reference = parse_image_reference(image)
         before = self._find_whole(image)
-        lease = self._acquire(reference, should_stop)
-        try:
-            with lease.kept_alive():
+        for _attempt in range(_ATTEMPTS):
+            with self._acquire(reference, should_stop) as lease, lease.kept_alive():
                 self._remove_leftovers(reference)
                 remove_dead_builds(self._options.convert)
                 present = self._find_whole(image)
                 if present is not None and self._is_current(present, before, policy):
                     self._claim(present)
                     return present
-                return self._make(reference, lease, tell, should_stop)
-        except LeaseLost as error:
-            raise ConversionStopped(f"Converting {image} was given up: {error}") from error
-        finally:
-            lease.release()
+                try:
+                    return self._make(reference, lease, tell, should_stop)
+                except LeaseLost as error:  # this process slept for a minute, and somebody else took over
+                    tell(f"Looking again for {reference}: {error}")
+        raise ConversionStopped(f"Converting {image} was taken over by others {_ATTEMPTS} times.")
 
     def _acquire(self, reference: ImageReference, should_stop: Callable[[], bool] | None) -> Lease:
         # The lease has the plain name, so that images which compete for one file name also wait for each other.
@@ -311,6 +311,8 @@ class SifStore:
         self._check_space()
         temporary = self.root / f".tmp-{reference.sif_stem}~{uuid.uuid4().hex[:12]}.sif"
         try:
+            temporary.touch()  # a store that cannot be written to is known before the long work
+            temporary.unlink()
             note = self._convert(reference, temporary, tell, should_stop)
             _fsync(temporary)
             contents = read_sif(temporary)

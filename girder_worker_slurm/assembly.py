@@ -6,6 +6,7 @@ import getpass
 import logging
 import os
 import shutil
+import signal
 import socket
 import threading
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
+from girder_worker_singularity.lease import LeaseLost
 from girder_worker_singularity.sif_convert import ConvertOptions
 from girder_worker_singularity.sif_store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
@@ -137,6 +139,13 @@ class SlurmWorker:
                 for record in self.root.orphaned_records(self.clock):
                     self.supervisor.accept(record)
                 self.retention.remove_old()
+            except LeaseLost:
+                # Others saw this worker stand still and carry its jobs now; two must not work under one name.
+                logger.critical(
+                    "The lease of worker %s was taken over by another: this one stops", self.root.worker_id
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             except Exception:
                 logger.exception("Housekeeping failed; it is tried again")
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the worker and the stock Girder packages, at the versions of worker/constraints.txt, into the
-# virtual environment that create.sh made. Can be run again to upgrade.
+# virtual environment that create.sh made. Can be run again to upgrade. Further arguments go to `pip install`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${GIRDER_WORKER_SLURM_VENV:-$here/venv}

@@ -118,6 +118,9 @@ class CommandCluster:
         except CommandNotFound as error:
             msg = f"`{error.program}` is not on this machine; set `commands_dir` in [slurm]."
             raise ClusterUnreachable(msg) from error
+        if result.truncated:
+            msg = f"The answer of {command[0]} is too long to be read as a whole."
+            raise ClusterUnreachable(msg)
         if result.returncode != 0 and not (
             unknown_is_an_answer and slurm_commands.is_unknown_job(result.stderr)
         ):

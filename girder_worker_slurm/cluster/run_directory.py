@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _EVENT_LIMIT_BYTES = 64 * 1024
@@ -109,11 +109,16 @@ class RunDirectories:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def events(self) -> list[JobEvent]:
-        """All complete events in the spool; files that are not ours or not events are left alone."""
+    def events(self, is_wanted: Callable[[str], bool] | None = None) -> list[JobEvent]:
+        """The complete events in the spool, of the tokens that are wanted.
+
+        Files that are not events, or not this user's, are left alone.
+        """
         events = []
         with os.scandir(self.spool) as entries:
             names = [entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")]
+        if is_wanted is not None:
+            names = [name for name in names if is_wanted(name.partition(".")[0])]
         for name in sorted(names):
             event = self._read_event(self.spool / name)
             if event is not None:
@@ -133,9 +138,11 @@ class RunDirectories:
             event.path.unlink(missing_ok=True)
 
     def remove_data(self, token: str) -> None:
-        """Removes inputs, outputs and scratch; log and script stay."""
+        """Removes inputs, outputs, scratch, and the files that may hold secrets; log and script stay."""
         for name in ("volume", "scratch", "volumes"):
             _remove_tree(self.path(token) / name)
+        for name in ("arguments", "environment", "nonce"):
+            (self.path(token) / name).unlink(missing_ok=True)
 
     def remove(self, token: str) -> None:
         """Removes a whole run directory."""

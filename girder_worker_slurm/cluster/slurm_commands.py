@@ -105,7 +105,7 @@ LIVE_STATES = frozenset(
 )
 
 _PARSABLE = re.compile(r"^(\d+)(?:;\S+)?$")
-_JOB_ID = re.compile(r"^\d+$")
+_JOB_ID = re.compile(r"[0-9]+\Z")
 #: Limits that pass when our own jobs end; every other "violates accounting/QOS policy" is a refusal.
 _SUBMIT_LIMIT = re.compile(r"MaxSubmitJob|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
 #: sbatch could not bring its question to an end: the job may exist.

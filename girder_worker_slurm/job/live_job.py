@@ -17,8 +17,8 @@ class LiveJob:
 
     __slots__ = (
         "announced",
-        "cancel_sent_at",
         "cancel_seen",
+        "cancel_sent_at",
         "decoded",
         "due_at",
         "failures",
@@ -29,6 +29,7 @@ class LiveJob:
         "is_parked",
         "last_flush",
         "missing",
+        "next_log_look",
         "next_status_check",
         "record",
         "resubmits",
@@ -59,6 +60,7 @@ class LiveJob:
         self.waiting_message = ""
         self.last_flush = 0.0
         self.next_status_check = 0.0
+        self.next_log_look = 0.0
         #: Good listings in a row that did not have the job.
         self.missing = 0
         #: Monotonic time since when Slurm says the job has ended; 0 while it does not.

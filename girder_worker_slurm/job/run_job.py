@@ -87,6 +87,7 @@ if TYPE_CHECKING:
 _MAX_SUBMITS = 3
 _KILL_AFTER_SECONDS = 60.0
 _CANCEL_AGAIN_SECONDS = 20.0
+_MUTE_SECONDS = 3600.0
 
 
 class ResultSender(Protocol):
@@ -536,7 +537,11 @@ class JobStory:
         feed = self._feed(job)
         feed.read()
         if feed.has_doubt:
-            feed.settle_doubt(self._do.updates.log(girder))
+            try:
+                feed.settle_doubt(self._do.updates.log(girder))
+            except AccessRefused:
+                self._mute(job)
+                return
         update = feed.next_update()
         started = job.state.started is not None
         message = feed.message if started else job.waiting_message
@@ -557,8 +562,7 @@ class JobStory:
             if update is not None:
                 feed.settle_doubt("")
         except AccessRefused:
-            # The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk.
-            job.next_status_check = self._do.clock.monotonic() + 3600.0
+            self._mute(job)
             return
         else:
             if update is not None:
@@ -566,6 +570,10 @@ class JobStory:
         job.announced = True
         job.started_shown = started
         self._notice(job, answer)
+
+    def _mute(self, job: LiveJob) -> None:
+        """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""
+        job.last_flush = self._do.clock.monotonic() + _MUTE_SECONDS
 
     def notice_deleted(self, job: LiveJob) -> None:
         """The Girder job is gone: cancel, and report nothing."""

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.errors import ContainerError, ConversionStopped
@@ -46,6 +47,7 @@ _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 #: A registry that does not answer is asked again this often; then the job ends with that reason.
 _IMAGE_TRIES = 5
 _SETTLE_SECONDS = 5.0
+_LOOKS_PER_SECOND = 500
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,20 @@ class Supervisor:
             _, _, task_id = heapq.heappop(self._due)
             job = self._jobs.get(task_id)
             if job is not None and job.due_at <= now:
-                self._advance(job)
+                self._safely(job, partial(self._advance, job))
         self._fill_slurm()
         self._send_updates(now)
+
+    def _safely(self, job: LiveJob, action: Callable[[], None]) -> None:
+        """Does something for one job in the supervising thread; its failure is that job's alone."""
+        try:
+            action()
+        except OwnershipLost as error:
+            logger.warning("%s", error)
+            self._forget(job)
+        except OSError as error:
+            logger.error("Job %s: %s; trying again", job.task_id, error)  # noqa: TRY400 - no bug, a full disk
+            self._later(job, 10.0)
 
     def _take(self, record: Record) -> None:
         if record.task_id in self._jobs:
@@ -211,16 +224,15 @@ class Supervisor:
         """Gives the job its next step to a pool, or lets it wait."""
         if job.is_busy or job.is_parked:
             return
-        inbox, job.inbox = job.inbox, []
-        try:
-            for event in inbox:
-                self._record_event(job, event)
-        except OwnershipLost:
-            self._forget(job)
-            return
+        while job.inbox:
+            self._record_event(job, job.inbox[0])
+            del job.inbox[0]
         if job.state.is_final:
             self._forget(job)
-            self._on_ended(job.record)
+            try:
+                self._on_ended(job.record)
+            except OSError as error:
+                logger.warning("Job %s: its record stays among the live ones for now: %s", job.task_id, error)
             return
         step = self._story.next_step(job)
         if step is None:
@@ -259,13 +271,7 @@ class Supervisor:
             elif job.inbox or job.cancel_seen:
                 self._later(job, 0.0)
             return
-        try:
-            self._after_error(job, step, error)
-        except OwnershipLost:
-            self._forget(job)
-        except OSError as problem:
-            logger.error("Job %s: its record cannot be written (%s); trying again", job.task_id, problem)  # noqa: TRY400
-            self._later(job, 10.0)
+        self._safely(job, partial(self._after_error, job, step, error))
 
     def _after_error(self, job: LiveJob, step: Step | None, error: BaseException) -> None:
         name = step.name if step else "update"
@@ -386,15 +392,22 @@ class Supervisor:
     # -- events of job scripts
 
     def _read_events(self) -> None:
-        for event in self._do.runs.events():
-            job = self._by_token.get(event.token)
-            if job is None:
-                if event.token.startswith(self._rules.token_prefix):
-                    # The word of an attempt that is over, or was given up.
-                    self._do.runs.keep(event)
-                continue
-            self._do.runs.keep(event)
-            self._take_event(job, event)
+        try:
+            events = self._do.runs.events(self._is_for_us)
+        except OSError as error:
+            logger.warning("The spool of events cannot be read: %s", error)
+            return
+        for event in events:
+            with contextlib.suppress(OSError):  # it stays in the spool and is read again
+                self._do.runs.keep(event)
+                job = self._by_token.get(event.token)
+                # Without a job it is the word of an attempt that is over, or was given up.
+                if job is not None:
+                    self._take_event(job, event)
+
+    def _is_for_us(self, token: str) -> bool:
+        """Whether events of this token are ours to read: other workers may share the spool."""
+        return token in self._by_token or token.startswith(self._rules.token_prefix)
 
     def _take_event(self, job: LiveJob, event: JobEvent) -> None:
         if event.nonce != job.state.nonce:
@@ -448,7 +461,7 @@ class Supervisor:
             rows.setdefault(row.token, []).append(row)
         for job in list(self._jobs.values()):
             if job.state.phase is Phase.SUBMITTED and not job.is_busy:
-                self._compare(job, rows.get(job.state.token, []), snapshot)
+                self._safely(job, partial(self._compare, job, rows.get(job.state.token, []), snapshot))
         self._end_orphans(rows)
 
     def _compare(self, job: LiveJob, rows: list[QueueRow], snapshot: Snapshot) -> None:
@@ -508,9 +521,11 @@ class Supervisor:
     # -- Girder
 
     def _look_for_revoked(self) -> None:
-        for job in self._jobs.values():
-            if not job.cancel_seen and self._do.is_revoked(job.task_id):
-                self._see_cancel(job)
+        revoked = [
+            job for job in self._jobs.values() if not job.cancel_seen and self._do.is_revoked(job.task_id)
+        ]
+        for job in revoked:
+            self._safely(job, partial(self._see_cancel, job))
 
     def _see_cancel(self, job: LiveJob) -> None:
         job.cancel_seen = "in Girder"
@@ -548,11 +563,12 @@ class Supervisor:
         if not job.announced or now >= job.next_status_check:
             job.next_status_check = now + self._rules.status_check_seconds
             return True
-        return (
-            job.state.started is not None
-            and self._story.feed(job).has_new_output()
-            or self._story.feed(job).has_pending
-        )
+        if job.state.started is None or now < job.next_log_look:
+            return False
+        # Looking costs a call to the file system: at most some hundred a second, however many jobs run.
+        job.next_log_look = now + max(self._rules.log_interval_seconds, len(self._jobs) / _LOOKS_PER_SECOND)
+        feed = self._story.feed(job)
+        return feed.has_new_output() or feed.has_pending
 
     def _flush(self, job: LiveJob) -> None:
         error: BaseException | None = None

@@ -160,7 +160,7 @@ class JobsRoot:
                 if name.startswith("."):
                     continue
                 try:
-                    yield Record.load(directory / name, worker_id=self.worker_id)
+                    yield Record.load(directory / name, worker_id=self.worker_id, repair=False)
                 except RecordDamaged:
                     continue
 

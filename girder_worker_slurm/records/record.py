@@ -116,21 +116,24 @@ class Record:
         return cls(path, task_id, worker_id, 1, fold([accepted]))
 
     @classmethod
-    def load(cls, path: Path, *, worker_id: str) -> Record:
-        """The record in a directory; raises RecordDamaged when it cannot be understood."""
+    def load(cls, path: Path, *, worker_id: str, repair: bool = True) -> Record:
+        """The record in a directory; raises RecordDamaged when it cannot be understood.
+
+        Without `repair` nothing is changed on disk: for whoever reads while the owner writes.
+        """
         try:
             names = os.listdir(path)
             epoch = max(
                 (int(name[6:]) for name in names if name.startswith("owner.") and name[6:].isdigit()),
                 default=0,
             )
-            entries = read_entries(path / "state.jsonl")
+            # A power cut between message and state leaves an empty state; the message is what was made durable.
+            entries = read_entries(path / "state.jsonl", repair=repair) or [
+                {"event": "accepted", "at": path.stat().st_mtime}
+            ]
         except (OSError, ValueError) as error:
             msg = f"Record {path} cannot be read: {error}."
             raise RecordDamaged(msg) from error
-        if not entries:
-            # A power cut between message and state leaves an empty state; the message is what was made durable.
-            entries = [{"event": "accepted", "at": path.stat().st_mtime}]
         record = cls(path, path.name, worker_id, epoch, fold(entries))
         if path.name.startswith("h-"):
             record.task_id = str(record.message()["task_id"])
@@ -196,8 +199,11 @@ class Record:
         return self.state
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a state file; a half-written last line, as a crash leaves it, is cut off the file."""
+def read_entries(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
+    """The entries of a state file; a half-written last line, as a crash leaves it, is cut off the file.
+
+    Without `repair` it is only passed over: its writer may be about to finish it.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -217,6 +223,6 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         if isinstance(entry, dict):
             entries.append(entry)
         position += len(line)
-    if complete < len(data):
+    if repair and complete < len(data):
         os.truncate(path, complete)
     return entries

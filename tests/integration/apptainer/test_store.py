@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -63,10 +64,9 @@ print("converted" if sif.converted else "found", sif.path, flush=True)
 
 def big_image(push, megabytes=120):
     """An image that takes a few seconds, so that something can happen meanwhile."""
-    return push(
-        files={"/data/noise": os.urandom(megabytes * 1024**2), "/run.sh": "#!/bin/sh\necho ran\n"},
-        entrypoint=["/run.sh"],
-    )
+    # Always the same, so that a registry keeps it once.
+    noise = random.Random(megabytes).randbytes(megabytes * 1024**2)  # noqa: S311
+    return push(files={"/data/noise": noise, "/run.sh": "#!/bin/sh\necho ran\n"}, entrypoint=["/run.sh"])
 
 
 class Worker:
@@ -258,10 +258,15 @@ def test_a_locked_registry_opens_to_a_credentials_file(locked_registry, tmp_path
 
 
 def test_a_store_without_write_permission_is_named_before_anything_is_pulled(registry, tmp_path, show_image):
-    root = tmp_path / "sifs"
-    root.mkdir(mode=0o500)
-    with pytest.raises(StoreNotWritable, match=str(root)):
-        make_store(root, registry).ensure(show_image)
+    for root in (tmp_path / "never used", tmp_path / "used before"):
+        root.mkdir()
+        if root.name == "used before":
+            (root / ".leases").mkdir()
+        root.chmod(0o500)
+        lines = []
+        with pytest.raises(StoreNotWritable, match=str(root)):
+            make_store(root, registry).ensure(show_image, on_progress=lines.append)
+        assert lines == []
 
 
 def test_a_store_that_can_only_be_read_still_serves(registry, tmp_path, show, show_image):

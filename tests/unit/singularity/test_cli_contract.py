@@ -62,7 +62,7 @@ def test_other_keys_are_kept():
 
 
 def test_noise_around_the_list_is_dropped():
-    run = image({"--list_cli": 'Starting memcached\n{"A": {}}\n', "A --xml": "<x/>"})
+    run = image({"--list_cli": '[2026] Starting {memcached}\n{"A": {}}\n{done}', "A --xml": "<x/>"})
     assert [cli.name for cli in list_clis(SIF, run)] == ["A"]
 
 
@@ -114,3 +114,11 @@ def test_an_image_that_hangs_breaks_the_contract(tmp_path):
 def test_a_missing_apptainer_is_not_the_images_fault(tmp_path):
     with pytest.raises(ProgramMissing):
         run_on_this_host(SIF, ["--list_cli"], runner=FakeCommandRunner(), scratch=tmp_path)
+
+
+def test_an_answer_whose_middle_is_missing_is_not_used():
+    def run(arguments):
+        return CommandResult(tuple(arguments), 0, "{}", "", truncated=True)
+
+    with pytest.raises(CliContractViolated, match="more than can be read"):
+        list_clis(SIF, run)

@@ -213,3 +213,34 @@ def test_of_many_threads_that_find_a_stale_lease_one_at_a_time_holds_it(path):
     assert errors == []
     assert max(most) == 1
     assert list(path.parent.iterdir()) == []
+
+
+class RacyPath(type(Path())):
+    """A path at which something happens between the last look and the renaming."""
+
+    def rename(self, target):
+        meanwhile.pop()()
+        return super().rename(target)
+
+
+meanwhile = []
+
+
+def test_a_lease_caught_by_mistake_is_put_back(path, clock):
+    acquire(path, clock, gone_process())
+    watch = LeaseWatch(RacyPath(path), clock)
+    assert watch.look() is Standing.STALE
+    taken = []
+    meanwhile.append(lambda: taken.append(acquire(path, clock)))
+    assert not watch.break_stale()
+    taken[0].check()
+    taken[0].release()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lease_that_somebody_else_just_broke_is_not_broken_again(path, clock):
+    acquire(path, clock, gone_process())
+    watch = LeaseWatch(RacyPath(path), clock)
+    watch.look()
+    meanwhile.append(path.unlink)
+    assert not watch.break_stale()

@@ -51,6 +51,14 @@ def test_a_file_system_that_is_not_one_is_damage(tmp_path):
         read_sif(written(tmp_path, sif_bytes(file_system=bytes(5000))))
 
 
+def test_an_oci_sif_is_named_as_such(tmp_path):
+    content = bytearray(sif_bytes(oci_config=OCI))
+    partition = 4096 + 3 * 585
+    content[partition : partition + 4] = (0x400A).to_bytes(4, "little")
+    with pytest.raises(SifDamaged, match="OCI-SIF"):
+        read_sif(written(tmp_path, bytes(content)))
+
+
 def test_a_missing_file_is_not_damage(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_sif(tmp_path / "nothing.sif")

@@ -369,16 +369,29 @@ def test_a_store_that_cannot_be_made_is_named(world):
         world.store().ensure(IMAGE)
 
 
-def test_a_converter_whose_lease_was_taken_publishes_nothing(world):
-    def steal() -> None:
-        lease = world.root / ".leases" / "team_tool_1"
-        lease.unlink()
-        lease.write_text("somebody else")
+def steal_lease(world) -> None:
+    lease = world.root / ".leases" / "team_tool_1"
+    lease.unlink()
+    lease.write_text("somebody else")
 
-    world.apptainer.on_build = steal
+
+def test_a_converter_whose_lease_is_taken_again_and_again_publishes_nothing(world):
+    world.apptainer.on_build = lambda: steal_lease(world)
     with pytest.raises(ConversionStopped, match="taken over"):
         world.store().ensure(IMAGE)
-    assert world.names() == []
+    assert names(world.root) == [".leases"]
+
+
+def test_a_converter_that_lost_its_lease_takes_what_the_thief_made(world):
+    def steal_and_convert() -> None:
+        steal_lease(world)
+        world.put("team_tool_1.sif")
+
+    world.apptainer.on_build = steal_and_convert
+    sif = world.store().ensure(IMAGE)
+    assert not sif.converted
+    assert len(world.apptainer.builds) == 1
+    assert sum(world.clock.slept) >= 60
 
 
 def test_a_torn_note_is_no_note(world):

@@ -1,0 +1,74 @@
+"""The broker and its queues: can we get in, and does anyone else take our tasks?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.doctor.broker_connection import BrokerRefused, BrokerUnreachable, broker_connection
+from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.records.jobs_root import broker_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from girder_worker_slurm.doctor.broker_connection import QueueFacts
+    from girder_worker_slurm.doctor.finding import Finding
+    from girder_worker_slurm.settings import Settings
+
+CHECK = "broker"
+
+
+def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: float) -> Iterator[Finding]:
+    """Logs in and asks for each queue; takes no message and makes no queue."""
+    url = settings.celery.broker.get_secret_value()
+    try:
+        with broker_connection(url, timeout_seconds=timeout_seconds) as broker:
+            yield ok(CHECK, f"{broker_identity(url)} lets us in.")
+            queues = {name: broker.queue(name) for name in settings.celery.queues}
+    except BrokerUnreachable as error:
+        yield fail(
+            CHECK,
+            str(error),
+            "Start RabbitMQ, open its port to this machine, or correct `broker` in [celery].",
+        )
+        return
+    except BrokerRefused as error:
+        yield fail(CHECK, str(error), "Correct user, password and virtual host of `broker` in [celery].")
+        return
+    for name, facts in queues.items():
+        yield from judge_queue(name, facts, running_workers)
+
+
+def judge_queue(name: str, facts: QueueFacts | None, running_workers: int) -> Iterator[Finding]:
+    """What a queue's numbers mean, when so many workers of this jobs root run."""
+    check = f"queue {name}"
+    if facts is None:
+        yield warn(
+            check,
+            "It does not exist yet.",
+            "Start the worker, which makes it, or correct `queues` in [celery] if the name is not the one Girder uses.",
+        )
+        return
+    numbers = f"{_count(facts.messages, 'task')} waiting, {_count(facts.consumers, 'consumer')}"
+    if facts.consumers > running_workers:
+        others = facts.consumers - running_workers
+        yield warn(
+            check,
+            f"{numbers}, but {_count(running_workers, 'worker')} of this jobs root: {others} more"
+            f" {'takes' if others == 1 else 'take'} tasks from it.",
+            "Stop the other worker (in a stock deployment the Docker container `worker`), or give this one a queue of"
+            " its own in [celery] queues.",
+        )
+    elif facts.consumers < running_workers:
+        yield warn(
+            check,
+            f"{numbers}, although {_count(running_workers, 'worker')} of this jobs root"
+            f" {'runs' if running_workers == 1 else 'run'}.",
+            "Look into the worker's log: it is paused (`max_accepted`, a full disk) or has lost the broker.",
+        )
+    else:
+        yield ok(check, f"{numbers}.")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,281 @@
+"""The probe job: submits `probe.slurm` the way jobs are submitted, watches its files, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from girder_worker_singularity.command_runner import CommandError
+from girder_worker_slurm.cluster.interface import Submission
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.doctor import apptainer
+from girder_worker_slurm.doctor.finding import fail, warn
+from girder_worker_slurm.doctor.probe_verdict import CHECK, ProbeFacts, Sighting, judge_probe, parse_report
+from girder_worker_slurm.errors import (
+    ClusterUnreachable,
+    SubmitDeferred,
+    SubmitRejected,
+    SubmitUnsure,
+    Unreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.command_runner import CommandRunner
+    from girder_worker_slurm.cluster.interface import Cluster
+    from girder_worker_slurm.doctor.finding import Finding
+    from girder_worker_slurm.settings import Settings
+
+_LOOK_SECONDS = 0.1
+_ASK_SLURM_SECONDS = 2.0
+#: How long the report is waited for after Slurm said that the job ended: longer than NFS keeps a directory.
+_AFTER_END_SECONDS = 75.0
+
+
+@dataclass(frozen=True)
+class ProbeRules:
+    """How the probe job is submitted and how long it is waited for."""
+
+    slurm_options: tuple[tuple[str, str], ...]
+    timeout_seconds: float = 120.0
+
+
+class Probe:
+    """One probe job."""
+
+    def __init__(
+        self, settings: Settings, cluster: Cluster, runner: CommandRunner, clock: Clock, rules: ProbeRules
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._runner = runner
+        self._clock = clock
+        self._rules = rules
+        self._name = f"doctor-{secrets.token_hex(8)}"
+        self._made: list[Path] = []
+        self._is_over = True
+        self._facts = ProbeFacts()
+
+    @property
+    def token(self) -> str:
+        """The name of the Slurm job; no worker takes it for one of its own."""
+        return f"gw-{self._name}"
+
+    def run(self) -> Iterator[Finding]:
+        """Submits, watches, judges. Files and job are gone afterwards, also after an error or Ctrl-C."""
+        try:
+            findings = list(self._run())
+        finally:
+            self._clean()
+        yield from findings
+
+    def _run(self) -> Iterator[Finding]:
+        try:
+            directory = self._prepare()
+        except (OSError, ValueError) as error:
+            yield fail(CHECK, f"Its files cannot be written: {error}.", "Mend the directories above first.")
+            return
+        submission = Submission(
+            self.token, directory / "probe.slurm", Path("/dev/null"), self._rules.slurm_options
+        )
+        self._facts.submitted_at = self._clock.now()
+        self._is_over = False
+        try:
+            self._facts.slurm_job_id = self._cluster.submit(submission)
+        except SubmitRejected as error:
+            self._is_over = True
+            yield fail(
+                CHECK, f"{error}", "Correct `partition` in [slurm] and the options in [slurm.options]."
+            )
+            return
+        except SubmitDeferred as error:
+            self._is_over = True
+            yield warn(CHECK, f"{error}", "Try again when some of this user's jobs have ended.")
+            return
+        except (SubmitUnsure, ClusterUnreachable) as error:
+            yield fail(CHECK, f"{error}", "Look whether the Slurm controller answers: scontrol ping")
+            return
+        self._watch(directory)
+        yield from judge_probe(
+            self._facts,
+            jobs_root=self._settings.jobs_root,
+            sif=self._settings.sif_image_path,
+            uid=os.geteuid(),
+            grace_seconds=self._settings.slurm.event_grace_seconds,
+            waited_seconds=self._rules.timeout_seconds,
+        )
+
+    # -- files
+
+    def _prepare(self) -> Path:
+        """Writes what the job reads; returns the probe's directory below the jobs root."""
+        settings = self._settings
+        directory = self._make(settings.jobs_root / "tmp" / self._name)
+        self._make(directory / "spool")
+        nonce = secrets.token_hex(16)
+        (directory / "nonce").write_text(nonce, encoding="utf-8")
+        sif_note = self._make(settings.sif_image_path / f".{self._name}") / "note"
+        sif_note.write_text(nonce, encoding="utf-8")
+        logs = self._make(settings.jobs.logs_dir / f".{self._name}") if settings.jobs.logs_dir else None
+        tiny_sif = ""
+        with contextlib.suppress(apptainer.TinySifNotMade, CommandError):
+            tiny_sif = str(apptainer.make_tiny_sif(settings.singularity.apptainer, self._runner, directory))
+        script = render_probe(
+            directory=str(directory),
+            nonce=nonce,
+            sif_note=str(sif_note),
+            logs_directory=str(logs or ""),
+            apptainer=settings.singularity.apptainer,
+            tiny_sif=tiny_sif,
+            direct_paths=tuple(settings.slurm.direct_paths),
+            sbatch_head=self._site_head(),
+        )
+        path = directory / "probe.slurm"
+        path.write_text(script, encoding="utf-8")
+        path.chmod(0o700)
+        return directory
+
+    def _make(self, path: Path) -> Path:
+        """Makes a directory of the probe's own and remembers it together with those above that were missing."""
+        missing = [path]
+        missing += [parent for parent in path.parents if not parent.exists()]
+        for directory in reversed(missing):
+            directory.mkdir(mode=0o700)
+            self._made.append(directory)
+        return path
+
+    def _site_head(self) -> tuple[str, ...]:
+        script = self._settings.slurm.submit_script
+        if script is None:
+            return ()
+        from girder_worker_slurm.script.render import sbatch_head  # noqa: PLC0415 - brings jinja2
+
+        return sbatch_head(script.read_text(encoding="utf-8", errors="replace"))
+
+    def _clean(self) -> None:
+        """Cancels the job unless it is over, and removes what was made, the newest first."""
+        if not self._is_over:
+            with contextlib.suppress(Unreachable):
+                # By name: also a job whose id never came back.
+                self._cluster.cancel(tokens=[self.token])
+        for path in reversed(self._made):
+            if self._name in str(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                # A directory above ours, which the worker may have begun to use meanwhile.
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+        self._made.clear()
+
+    # -- watching
+
+    def _watch(self, directory: Path) -> None:
+        """Looks at the job's files as the worker looks at its spool, and asks Slurm now and then."""
+        give_up_at = self._clock.monotonic() + self._rules.timeout_seconds
+        ask_at = self._clock.monotonic() + _ASK_SLURM_SECONDS
+        ended_at: float | None = None
+        seen: set[str] = set()
+        while True:
+            self._look_at_beats(directory / "spool", seen)
+            if self._take_report(directory):
+                if ended_at is not None:
+                    self._facts.report_after_end = self._clock.monotonic() - ended_at
+                self._is_over = True
+                return
+            now = self._clock.monotonic()
+            if ended_at is not None and (self._facts.exit_code_tells or now >= ended_at + _AFTER_END_SECONDS):
+                self._is_over = True
+                return
+            if ended_at is None and now >= give_up_at:
+                return
+            if ended_at is None and now >= ask_at:
+                ask_at = now + _ASK_SLURM_SECONDS
+                if self._ask_slurm():
+                    ended_at = self._clock.monotonic()
+            self._clock.sleep(_LOOK_SECONDS)
+
+    def _look_at_beats(self, spool: Path, seen: set[str]) -> None:
+        with os.scandir(spool) as entries:
+            names = [entry.name for entry in entries if entry.name not in seen and entry.name[0] != "."]
+        now = self._clock.now()
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):
+                written = float((spool / name).read_text(encoding="ascii"))
+                self._facts.sightings.append(Sighting(written, now))
+                seen.add(name)
+
+    def _take_report(self, directory: Path) -> bool:
+        try:
+            text = (directory / "report").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        report, hidden = parse_report(text)
+        if "done" not in report:
+            return False
+        self._facts.report, self._facts.hidden_paths = report, hidden
+        return True
+
+    def _ask_slurm(self) -> bool:
+        """Takes note of what Slurm says about the job; True once it has ended."""
+        try:
+            rows = self._cluster.find(self.token)
+            if rows:
+                self._facts.state, self._facts.reason = rows[0].state, rows[0].reason
+            if not rows or rows[0].state not in FINAL_STATES:
+                return False
+            self._facts.detail = self._cluster.describe(rows[0].slurm_job_id)
+        except Unreachable:
+            return False
+        return True
+
+
+def render_probe(
+    *,
+    directory: str,
+    nonce: str,
+    sif_note: str,
+    logs_directory: str,
+    apptainer: str,
+    tiny_sif: str,
+    direct_paths: tuple[str, ...],
+    sbatch_head: tuple[str, ...] = (),
+) -> str:
+    """The text of the probe script; raises ValueError for a value that cannot stand in it."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - slow to import
+
+    from girder_worker_slurm.doctor.apptainer import EXEC_OPTIONS, HOST_DIRECTORIES  # noqa: PLC0415
+
+    for value in (directory, sif_note, logs_directory, apptainer, tiny_sif, *direct_paths):
+        if "\0" in value or "\n" in value:
+            msg = f"the value {value!r} cannot stand in a job script"
+            raise ValueError(msg)
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - bash, not HTML; every value passes `q`
+    )
+    environment.filters["q"] = shlex.quote
+    template = environment.from_string(files(__package__).joinpath("probe.slurm").read_text(encoding="utf-8"))
+    return template.render(
+        directory=directory,
+        nonce=nonce,
+        sif_note=sif_note,
+        logs_directory=logs_directory,
+        apptainer=apptainer,
+        tiny_sif=tiny_sif,
+        direct_paths=direct_paths,
+        sbatch_head=sbatch_head,
+        exec_options=EXEC_OPTIONS,
+        host_directories=HOST_DIRECTORIES,
+    )

@@ -1,0 +1,56 @@
+"""Many jobs at once through one worker: no thread and no process per job."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.acceptance.conftest import Site
+from tests.support.girder_site import SUCCESS, GirderSite, wait_until
+
+pytestmark = [pytest.mark.girder, pytest.mark.timeout(900)]
+
+JOBS = 200
+
+
+def test_two_hundred_jobs_at_once_through_one_worker(site: Site, folder: str) -> None:
+    file = site.girder.upload(folder, "shared.txt", b"hello\n")
+    idle = site.worker.threads()
+
+    def start(number: int) -> str:
+        girder = GirderSite(site.stack, token=site.girder.token)
+        girder.session.headers["Girder-Token"] = site.girder.token
+        return girder.run(site.toy, inputFile=file, outputFile=f"out-{number}.txt", outputFile_folder=folder, sleep=20)
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(pool.map(start, range(JOBS)))
+    wait_until(
+        "many jobs are in Slurm at the same time",
+        lambda: len(site.slurm("squeue", "-h", "-t", "R,CG").splitlines()) >= 100,
+        seconds=300,
+        every=0.5,
+    )
+    # Neither threads nor children grow with the jobs; a few threads may come and go with timers.
+    assert site.worker.threads() <= idle + 8
+    ended = [site.girder.wait_for_end(job, seconds=600) for job in jobs]
+    assert [job["status"] for job in ended] == [SUCCESS] * JOBS
+    outputs = {name for name in site.girder.files(folder) if name.startswith("out-")}
+    assert outputs == {f"out-{number}.txt" for number in range(JOBS)}
+
+
+def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> None:
+    batch = site.girder.new_folder()
+    for number in range(30):
+        site.girder.upload(batch, f"slide{number:02}.txt", f"{number}\n".encode())
+    job = site.girder.call(
+        "POST",
+        f"slicer_cli_web/cli/{site.toy}/run",
+        params={
+            "inputFile": "slide.*", "inputFile_folder": batch, "outputFile": "result-{{reference_base}}.txt",
+            "outputFile_folder": folder,
+        },
+    )
+    ended = site.girder.wait_for_end(job["_id"], seconds=300)
+    assert ended["status"] == SUCCESS, ended["log"]
+    wait_until("all outputs are there", lambda: len(site.girder.files(folder)) == 30, seconds=120, every=1.0)

@@ -1,0 +1,77 @@
+#!/bin/bash
+# Runs all tests: lint, types, unit, contract, integration and acceptance, on a plain Debian or Ubuntu machine.
+# Installs what they need: the real services through devstack/devstack (as root or with sudo), and a virtual
+# environment below the stack's directory. Can be run again; the second run is quicker.
+#
+#   tests/run.sh [unit|all] [pytest arguments]     default: all
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+what=${1:-all}
+[ $# -gt 0 ] && shift
+export DEVSTACK_DIR=${DEVSTACK_DIR:-/var/tmp/girder-slurm-devstack}
+started=$SECONDS
+
+say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEVSTACK_DIR "$@"; fi; }
+finish() { code=$?; [ "$code" = 0 ] || printf '\ntests: FAILED in %d s\n' $((SECONDS - started)); exit "$code"; }
+trap finish EXIT
+
+if [ "$what" = all ]; then
+  say "bringing the real services up"
+  as_root "$here/devstack/devstack" up
+fi
+
+# The checkout may be unreadable for the stack's unprivileged user: it gets a copy that it can read.
+work=$DEVSTACK_DIR/tests
+if [ "$what" = all ]; then
+  as_root mkdir -p "$work"
+  as_root chown "$(id -u):$(id -g)" "$work"
+  chmod 755 "$work"
+else
+  work=${GIRDER_SLURM_TEST_DIR:-$here/.nox/tests}
+  mkdir -p "$work"
+fi
+say "preparing the test environment in $work"
+python=${PYTHON:-/usr/bin/python3}
+if [ ! -x "$work/venv/bin/python" ]; then
+  "$python" -m venv "$work/venv"
+fi
+rm -rf "$work/checkout"
+mkdir -p "$work/checkout"
+(cd "$here" && git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - 2>/dev/null) | tar -xf - -C "$work/checkout"
+cd "$work/checkout"
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint worker/constraints.txt \
+  --editable '.[girder,test]'
+chmod -R a+rX "$work"
+export PATH=$work/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+
+say "lint, types, import rules"
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+
+say "unit tests"
+pytest tests/unit tests/test_architecture.py tests/test_docs.py "$@"
+if [ "$what" != all ]; then
+  printf '\ntests: OK in %d s (unit only)\n' $((SECONDS - started))
+  exit 0
+fi
+
+# shellcheck disable=SC1091
+set -a && . "$DEVSTACK_DIR/env" && set +a
+export GIRDER_SLURM_REQUIRE=slurm,apptainer,girder
+user_home=$(getent passwd "$DEVSTACK_USER" | cut -d: -f6)
+as_user() {
+  as_root setpriv --reuid="$DEVSTACK_USER" --regid="$DEVSTACK_USER" --init-groups --inh-caps=-all \
+    env HOME="$user_home" USER="$DEVSTACK_USER" LOGNAME="$DEVSTACK_USER" PATH="$DEVSTACK_PATH:$PATH" "$@"
+}
+
+say "contract and integration tests, as the unprivileged user"
+as_user pytest -p no:cacheprovider tests/contract tests/integration "$@"
+
+say "acceptance tests: the whole product on the real stack"
+as_root env PATH="$PATH" GIRDER_SLURM_REQUIRE="$GIRDER_SLURM_REQUIRE" PYTHONDONTWRITEBYTECODE=1 \
+  "$work/venv/bin/pytest" -p no:cacheprovider tests/acceptance "$@"
+
+printf '\ntests: OK in %d s\n' $((SECONDS - started))

@@ -1,0 +1,121 @@
+"""The state of a job is the sum of its entries, whenever and however often they are added up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, Phase, apply, fold
+
+ATTEMPT = {"event": "attempt", "number": 1, "token": "gw-1", "nonce": "n1", "log_path": "/l/1"}
+STORY = [
+    {"event": "accepted", "at": 5.0},
+    {"event": "admitted", "kind": "container", "image": "i:1", "girder": {"url": "http://g/job/7", "token": "t"}},
+    ATTEMPT,
+    {"event": "staged"},
+    {"event": "rendered"},
+    {"event": "intent"},
+    {"event": "submitted", "slurm_job_id": "11", "at": 6.0},
+    {"event": "started", "token": "gw-1", "slurm_job_id": "11", "node": "n"},
+    {"event": "ended", "token": "gw-1", "slurm_job_id": "11", "exit_code": 0, "cause": "exit"},
+    {"event": "verdict", "outcome": "success", "code": "completed", "sentence": "Good."},
+    {"event": "upload", "key": "0:a", "upload_id": "u1"},
+    {"event": "uploaded", "key": "0:a"},
+    {"event": "hook_done", "index": 0},
+    {"event": "delivered"},
+    {"event": "result_sent"},
+    {"event": "reported"},
+    {"event": "closed"},
+]
+OTHER = [
+    {"event": "lost"},
+    {"event": "cancel", "why": "in Girder"},
+    {"event": "cancel"},
+    {"event": "started", "token": "gw-other", "slurm_job_id": "99"},
+    {"event": "ended", "token": "gw-other", "slurm_job_id": "99", "exit_code": 0, "cause": "exit"},
+    {"event": "something of a newer version", "x": 1},
+    {"no event": "at all"},
+]
+
+
+def test_the_whole_story_ends_closed_with_everything_known():
+    state = fold(STORY)
+    assert state.is_final
+    assert state.verdict.outcome is Outcome.SUCCESS
+    assert state.girder == GirderJob("http://g/job/7", "t")
+    assert state.girder.job_id == "7"
+    assert (state.accepted_at, state.submitted_at, state.slurm_job_id) == (5.0, 6.0, "11")
+    assert state.uploads == {"0:a": "u1"}
+    assert state.uploaded == {"0:a"}
+    assert state.hooks_done == {0}
+    assert state.result_sent
+
+
+@pytest.mark.parametrize(
+    ("length", "phase"),
+    [(1, Phase.ACCEPTED), (2, Phase.ADMITTED), (3, Phase.ADMITTED), (4, Phase.STAGED), (5, Phase.RENDERED)]
+    + [(6, Phase.SUBMITTING), (7, Phase.SUBMITTED), (9, Phase.SUBMITTED), (10, Phase.DECIDED)]
+    + [(14, Phase.DELIVERED), (16, Phase.REPORTED), (17, Phase.CLOSED)],
+)
+def test_each_entry_leads_to_its_phase(length, phase):
+    assert fold(STORY[:length]).phase is phase
+
+
+@given(st.lists(st.sampled_from(STORY + OTHER)), st.data())
+def test_a_crash_after_any_entry_and_adding_up_again_gives_the_same_state(entries, data):
+    cut = data.draw(st.integers(0, len(entries)))
+    state = fold(entries[:cut])
+    for entry in entries[cut:]:
+        state = apply(state, entry)
+    assert state == fold(entries)
+
+
+@given(st.lists(st.sampled_from(STORY + OTHER)))
+def test_a_verdict_is_never_lost_by_what_comes_later(entries):
+    state = fold([*STORY[:10], *(entry for entry in entries if entry.get("event") not in ("attempt", "lost"))])
+    assert state.verdict is not None
+    assert state.phase >= Phase.DECIDED
+
+
+@given(st.lists(st.sampled_from(STORY)), st.lists(st.sampled_from(OTHER[5:])))
+def test_entries_that_are_not_known_change_nothing(entries, unknown):
+    assert fold([*entries, *unknown]) == fold(entries)
+
+
+@pytest.mark.parametrize("event", OTHER[3:5])
+def test_events_of_another_token_are_ignored(event):
+    state = fold(STORY[:7])
+    assert apply(state, event) == state
+
+
+def test_the_first_end_of_an_attempt_counts():
+    state = fold(STORY[:9])
+    assert apply(state, {**STORY[8], "exit_code": 1}).ended["exit_code"] == 0
+
+
+def test_a_new_attempt_forgets_the_events_of_the_one_before_but_not_the_uploads():
+    state = fold([*STORY[:9], STORY[10], {**ATTEMPT, "number": 2, "token": "gw-2", "nonce": "n2"}])
+    assert (state.started, state.ended, state.slurm_job_id) == (None, None, "")
+    assert (state.phase, state.attempt, state.token) == (Phase.ADMITTED, 2, "gw-2")
+    assert state.uploads == {"0:a": "u1"}
+
+
+def test_a_lost_submission_may_be_submitted_again_with_the_same_token():
+    state = fold([*STORY[:7], {"event": "lost"}])
+    assert (state.phase, state.token, state.slurm_job_id) == (Phase.RENDERED, "gw-1", "")
+
+
+def test_the_first_reason_to_cancel_is_kept():
+    state = fold([{"event": "cancel", "why": "in Girder"}, {"event": "cancel", "why": "deleted"}])
+    assert state.cancel == "in Girder"
+
+
+def test_the_job_that_started_is_the_one_whose_id_counts():
+    state = fold([*STORY[:7], {"event": "started", "token": "gw-1", "slurm_job_id": "12"}])
+    assert state.slurm_job_id == "12"
+
+
+def test_nothing_recorded_is_a_job_just_accepted():
+    assert fold([]) == JobState()
+    assert not JobState().is_in_slurm

@@ -1,0 +1,1 @@
+"""What is copied into the demonstration's image, below its working directory."""
