@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.clock import SystemClock
@@ -23,6 +22,7 @@ from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
+from girder_worker_slurm.cluster.direct_cluster import DirectCluster
 from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
@@ -31,27 +31,22 @@ from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.run_job import JobStory, Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
-from girder_worker_slurm.settings import Settings, generic_origins, load_settings
+from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.lease import Lease
     from girder_worker_slurm.cluster.interface import Cluster
-    from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 5.0
 #: Space for the listing of tens of thousands of jobs.
 _OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
-
-
-def settings_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
-    """The configuration files, lowest precedence first: GIRDER_WORKER_SLURM_CONFIG, names joined by ``:``."""
-    return tuple(Path(name) for name in environment.get("GIRDER_WORKER_SLURM_CONFIG", "").split(":") if name)
 
 
 def worker_id(settings: Settings) -> str:
@@ -213,6 +208,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         clock=clock,
         runner=runner,
         cluster=make_cluster(settings, runner, clock),
+        direct=DirectCluster(runner, clock, limit_seconds=settings.slurm.direct_limit_seconds),
         runs=runs,
         images=make_images(settings, runner, clock),
         updates=updates,

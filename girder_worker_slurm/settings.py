@@ -165,6 +165,10 @@ class SlurmSection(BaseModel):
     parallel_submits: int = _setting(4, "sbatch commands at the same time.")
     poll_seconds: float = _setting(15.0, "Shortest interval between two listings of the queue.")
     event_seconds: float = _setting(0.25, "How often the spool of job events is looked at.")
+    direct_limit_seconds: float = _setting(
+        30.0,
+        "Time limit of runs that a form in Girder waits for (datalists); they run on the worker's own host.",
+    )
     event_grace_seconds: float = _setting(
         5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
     )
@@ -285,6 +289,11 @@ def setting_fields() -> Iterator[SettingField]:
                 is_list="list[" in text,
                 is_table="dict[str, str]" in text,
             )
+
+
+def settings_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """The configuration files, lowest precedence first: GIRDER_WORKER_SLURM_CONFIG, names joined by ``:``."""
+    return tuple(Path(name) for name in environment.get("GIRDER_WORKER_SLURM_CONFIG", "").split(":") if name)
 
 
 def load_settings(files: tuple[Path, ...] = (), environment: Mapping[str, str] | None = None) -> Settings:

@@ -235,8 +235,9 @@ fetch_picture
 
 step "The analysis, through Girder"
 rm -f "$demo/facts" "$demo/problem"
+pid=$(worker_pid) || fail "the worker has ended: see $log"
 "$site/venv/bin/python" "$here/demo/run_analysis.py" --image "$image" --picture "$demo/ihc.png" \
-  --results "$demo/results" --facts "$demo/facts" --worker-pid "$(worker_pid)" 2>"$demo/problem" ||
+  --results "$demo/results" --facts "$demo/facts" --worker-pid "$pid" 2>"$demo/problem" ||
   fail "$(tail -n 1 "$demo/problem") (worker's log: $log)"
 demo_job='' demo_slurm_job='' demo_folder='' demo_results='' demo_fraction=''
 # shellcheck source=/dev/null
@@ -252,7 +253,7 @@ Girder     $GIRDER_URL
 job        $GIRDER_URL/#job/$demo_job
 results    $GIRDER_URL/#folder/$demo_folder
            and in $demo_results
-worker     pid $(worker_pid), log $log
+worker     pid $pid, log $log
 Stack and worker keep running. Stop both: $prefix$here/demo.sh --stop   (or $prefix$checkout/devstack/devstack down)
 
 demo: OK – $demo_fraction of the tissue is stained; uploaded, ingested, run by Slurm and back in Girder in $SECONDS s

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from girder_worker_slurm.settings import render_reference, render_sample
 
-
-@click.command("settings")
+@click.command("settings", short_help="Print all settings.")
 @click.option("--reference", is_flag=True, help="As the Markdown page of the documentation.")
 def settings_command(*, reference: bool) -> None:
     """Print every setting with its default: the text of worker.dist.cfg."""
+    from girder_worker_slurm.settings import render_reference, render_sample  # noqa: PLC0415 - slow to import
+
     click.echo(render_reference() if reference else render_sample(), nl=False)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from girder_worker_slurm.assembly import settings_files, worker_id
-from girder_worker_slurm.settings import Settings, load_settings
+if TYPE_CHECKING:
+    from girder_worker_slurm.settings import Settings
 
 
-@click.command("worker", context_settings={"ignore_unknown_options": True})
+@click.command("worker", short_help="Start the worker.", context_settings={"ignore_unknown_options": True})
 @click.option("--print-command", is_flag=True, help="Print the Celery command instead of running it.")
 @click.argument("celery_arguments", nargs=-1, type=click.UNPROCESSED)
 def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) -> None:
     """Start the worker. Further CELERY_ARGUMENTS are passed on to `celery worker`."""
-    settings = load_settings(settings_files(os.environ), os.environ)
+    from girder_worker_slurm.cli.site import site_settings  # noqa: PLC0415 - the help must come at once
+
+    settings = site_settings()
     settings.jobs_root  # noqa: B018 - says what is missing before Celery is started
     command = celery_command(settings, celery_arguments)
     if print_command:
@@ -39,6 +42,8 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
 
 def celery_command(settings: Settings, extra: tuple[str, ...] = ()) -> list[str]:
     """The command line of the Celery worker."""
+    from girder_worker_slurm.assembly import worker_id  # noqa: PLC0415 - brings the whole worker
+
     return [
         sys.executable,
         "-m",

@@ -39,7 +39,7 @@ EXEC_OPTIONS = ("--quiet", "exec", "--containall", "--cleanenv", "--no-eval")
 _TIMEOUT_SECONDS = 120.0
 
 
-class TinySifNotMade(Exception):  # noqa: N818 - named for what happened
+class TinySifNotMade(Exception):
     """`apptainer build` refused."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ class WorkerSeen:
 def workers_of(root: Path, clock: Clock) -> list[WorkerSeen]:
     """The workers of a jobs root. Takes seven seconds if one of them may run on another machine."""
     try:
-        names = sorted(os.listdir(root / "workers"))
+        names = sorted(path.name for path in (root / "workers").iterdir())
     except FileNotFoundError:
         return []
     watches = [LeaseWatch(root / "workers" / name, clock) for name in names if not name.startswith(".")]

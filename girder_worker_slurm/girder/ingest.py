@@ -16,6 +16,7 @@ from girder_worker_singularity.errors import ContainerError
 from girder_worker_slurm.errors import NotSupported
 from girder_worker_slurm.girder.inputs import pull_policy
 from girder_worker_slurm.girder.transfer_client import TransferClient
+from girder_worker_slurm.records.record import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ def ingest_images(
     images: SifStore,
     runner: CommandRunner,
     apptainer: str,
-    scratch: Path,
+    jobs_root: Path,
     check: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[str]:
@@ -51,8 +52,9 @@ def ingest_images(
             sif = images.ensure(
                 name, policy="always" if task["pull"] else "if-not-present", should_stop=_stops(check)
             )
-            clis = _describe(sif, runner, apptainer, scratch)
+            clis = _describe(sif, runner, apptainer, jobs_root / "tmp")
             register(client, task["folder_id"], name, sif, clis)
+            _keep_descriptions(jobs_root, sif.path.name, clis)
         except ContainerError as error:
             check()
             say(f"{name}: {error}")
@@ -109,6 +111,23 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
         if params and isinstance(item, dict) and item.get("_id"):
             # Girder's own route leaves them out.
             client.put(f"item/{item['_id']}/metadata", json={"docker-params": params})
+
+
+def read_descriptions(jobs_root: Path, sif_name: str) -> dict[str, str]:
+    """The descriptions of an image's CLIs by name, as they were at its last ingest here; empty if there was none."""
+    try:
+        kept = json.loads((jobs_root / "cli" / f"{sif_name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(text) for name, text in kept.items()} if isinstance(kept, dict) else {}
+
+
+def _keep_descriptions(jobs_root: Path, sif_name: str, clis: Sequence[CliDescription]) -> None:
+    directory = jobs_root / "cli"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write_durably(
+        directory / f"{sif_name}.json", json.dumps({cli.name: cli.description for cli in clis}), sync=False
+    )
 
 
 def _arguments(decoded: DecodedTask) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
@@ -12,10 +15,11 @@ from girder_worker_slurm.girder.inputs import attach_clients, run_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from girder_worker_slurm.celery_worker.message import DecodedTask
     from girder_worker_slurm.records.record import Record
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def deliver(
     Raises OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what
     `check` raises.
     """
+    remove_escaping_links(run / "volume")
     volume = run_volume(run, name)
     clients = attach_clients(decoded.hooks, api_url, check)
     for client in clients:
@@ -71,6 +76,7 @@ def after_failure(
     decoded: DecodedTask, record: Record, *, run: Path, name: str, api_url: str, check: Callable[[], None]
 ) -> list[str]:
     """Runs what hooks have for the case of failure (artifacts for debugging); returns what went wrong."""
+    remove_escaping_links(run / "volume")
     volume = run_volume(run, name)
     problems = []
     for client in attach_clients(decoded.hooks, api_url, check):
@@ -89,6 +95,30 @@ def after_failure(
         except Exception as error:  # noqa: BLE001 - a hook is foreign code; the job has failed already
             problems.append(f"{type(hook).__name__}: {error}")
     return problems
+
+
+def remove_escaping_links(volume: Path) -> list[Path]:
+    """Removes symbolic links that lead out of the volume, and returns them.
+
+    A container can write any link; followed here, outside the container, it would upload files of the worker's user.
+    """
+    removed = []
+    inside = volume.resolve()
+    for directory, folders, files in os.walk(volume):
+        for name in (*folders, *files):
+            path = Path(directory, name)
+            if path.is_symlink() and not _leads_into(path, inside):
+                path.unlink()
+                removed.append(path)
+                logger.warning("The output link %s led out of its directory and is left out", path)
+    return removed
+
+
+def _leads_into(link: Path, directory: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(directory)
+    except (OSError, RuntimeError):  # a loop of links
+        return False
 
 
 def _run_hook(hook: Any, volume: Any, run: Path) -> Any:

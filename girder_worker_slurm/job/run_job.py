@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,7 +49,8 @@ from girder_worker_slurm.errors import (
     Unreachable,
 )
 from girder_worker_slurm.girder import inputs, outputs
-from girder_worker_slurm.girder.ingest import ingest_images
+from girder_worker_slurm.girder.datalist import is_datalist_request
+from girder_worker_slurm.girder.ingest import ingest_images, read_descriptions
 from girder_worker_slurm.girder.job_updates import (
     CANCELLED,
     FINAL,
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.sif_store import Sif, SifStore
+    from girder_worker_slurm.cluster.direct_cluster import DirectCluster
     from girder_worker_slurm.cluster.interface import Cluster, JobDetail
     from girder_worker_slurm.cluster.run_directory import RunDirectories
     from girder_worker_slurm.girder.job_updates import JobAnswer, JobUpdates
@@ -88,6 +91,7 @@ _MAX_SUBMITS = 3
 _KILL_AFTER_SECONDS = 60.0
 _CANCEL_AGAIN_SECONDS = 20.0
 _MUTE_SECONDS = 3600.0
+_DIRECT = "direct"
 
 
 class ResultSender(Protocol):
@@ -128,6 +132,8 @@ class Services:
     clock: Clock
     runner: CommandRunner
     cluster: Cluster
+    #: Runs jobs on the worker's own host: for calls that somebody waits for.
+    direct: DirectCluster
     runs: RunDirectories
     images: SifStore
     updates: JobUpdates
@@ -216,7 +222,7 @@ class JobStory:
             return _JUDGE
         if job.final_since and now - job.final_since >= self._rules.event_grace_seconds:
             return _JUDGE
-        if job.missing >= 2:
+        if job.missing >= 2 or (state.cluster == _DIRECT and now >= job.due_at):
             return _JUDGE
         wants_cancel = bool(state.cancel or job.cancel_seen)
         if wants_cancel and (not job.cancel_sent_at or now - job.cancel_sent_at >= _CANCEL_AGAIN_SECONDS):
@@ -250,7 +256,14 @@ class JobStory:
     def admit(self, job: LiveJob) -> None:
         """Asks Girder whether the job is still wanted, and understands the message."""
         message = job.record.message()
+        headers = message["headers"]
+        now = self._do.clock.now()
+        if (eta := _moment(headers.get("eta"))) is not None and eta > now:
+            raise Later(min(eta - now, _MUTE_SECONDS))
         girder = self._girder_job(message)
+        if (expires := _moment(headers.get("expires"))) is not None and expires < now:
+            job.record.append("admitted", kind="container", girder=_girder_entry(girder))
+            raise JobCancelled("the task expired before it was taken")
         if girder is not None:
             try:
                 answer = self._enter(girder, JobStatus.QUEUED)
@@ -282,7 +295,7 @@ class JobStory:
             images=self._do.images,
             runner=self._do.runner,
             apptainer=self._rules.apptainer,
-            scratch=self._rules.jobs_root / "tmp",
+            jobs_root=self._rules.jobs_root,
             check=self.checker(job),
             say=lambda line: self._say(job, feed, line),
         )
@@ -326,7 +339,7 @@ class JobStory:
             check=self.checker(job),
         )
         write_durably(job.record.path / "task.json", json.dumps(task.as_json()), sync=False)
-        job.record.append("staged")
+        job.record.append("staged", cluster=_DIRECT if self._is_waited_for(job, task) else "")
 
     def render(self, job: LiveJob) -> None:
         """Finds the image's SIF and writes script, argument file and environment file."""
@@ -380,7 +393,7 @@ class JobStory:
         run = self._do.runs.path(state.token)
         submission = Submission(state.token, run / "job.slurm", run / "slurm.out", self._rules.slurm_options)
         try:
-            slurm_job_id = self._do.cluster.submit(submission)
+            slurm_job_id = self._cluster(job).submit(submission)
         except SubmitUnsure:
             raise
         except SubmitRejected as error:
@@ -400,7 +413,7 @@ class JobStory:
         if running:
             self._submitted(job, SlurmJobId(running))
             return
-        rows = self._do.cluster.find(state.token)
+        rows = self._cluster(job).find(state.token)
         if state.cancel:
             self._cancel_unsure(job, [row.slurm_job_id for row in rows])
             return
@@ -429,14 +442,14 @@ class JobStory:
         ids = [SlurmJobId(state.slurm_job_id)]
         if self._do.runs.claim(state.token, "cancelled"):
             # It has not started and cannot start any more, whatever Slurm does from here on.
-            self._do.cluster.cancel(ids)
+            self._cluster(job).cancel(ids)
             job.record.decide(cancelled(state))
             return
         is_late = (
             bool(job.cancel_sent_at)
             and now - job.cancel_sent_at >= _KILL_AFTER_SECONDS - _CANCEL_AGAIN_SECONDS
         )
-        self._do.cluster.cancel(ids, kill=is_late)
+        self._cluster(job).cancel(ids, kill=is_late)
         job.cancel_sent_at = now
 
     def judge(self, job: LiveJob) -> None:
@@ -571,6 +584,19 @@ class JobStory:
         job.started_shown = started
         self._notice(job, answer)
 
+    def _cluster(self, job: LiveJob) -> Cluster:
+        return self._do.direct if job.state.cluster == _DIRECT else self._do.cluster
+
+    def _is_waited_for(self, job: LiveJob, task: inputs.StagedTask) -> bool:
+        """Whether Girder keeps a form waiting for this run: it must not wait in the queue."""
+        if self._decoded(job).hooks or not task.arguments:
+            return False
+        sif = self._do.images.find(task.image)
+        if sif is None:
+            return False
+        description = read_descriptions(self._rules.jobs_root, sif.path.name).get(task.arguments[0], "")
+        return is_datalist_request(task.arguments[1:], description)
+
     def _mute(self, job: LiveJob) -> None:
         """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""
         job.last_flush = self._do.clock.monotonic() + _MUTE_SECONDS
@@ -670,7 +696,7 @@ class JobStory:
     def _cancel_unsure(self, job: LiveJob, slurm_job_ids: list[SlurmJobId]) -> None:
         state = job.state
         won = self._do.runs.claim(state.token, "cancelled")
-        self._do.cluster.cancel(slurm_job_ids, () if slurm_job_ids else (state.token,))
+        self._cluster(job).cancel(slurm_job_ids, () if slurm_job_ids else (state.token,))
         if won:
             job.record.decide(cancelled(state))
         elif slurm_job_ids:
@@ -682,13 +708,13 @@ class JobStory:
         state = job.state
         detail: JobDetail | None = None
         if state.slurm_job_id:
-            detail = self._do.cluster.describe(SlurmJobId(state.slurm_job_id))
+            detail = self._cluster(job).describe(SlurmJobId(state.slurm_job_id))
         if detail is None or detail.token != state.token:
             # Ids are given out again: a job of another name is not ours.
             return self._verdict_of_absence(job)
         job.missing = 0
         if detail.state in ("COMPLETING", "RUNNING", "PENDING", "CONFIGURING", "SUSPENDED"):
-            if state.ended is not None:
+            if state.ended is not None or state.cluster == _DIRECT:
                 raise Later(0.5)
             job.final_since = 0.0
             return None
@@ -712,6 +738,10 @@ class JobStory:
             # Slurm forgot it already; the script's own word is all there is.
             return verdict_of_last_word(state)
         if self._do.runs.claimed_by(state.token) == "job" or state.started is not None:
+            age = self._do.clock.now() - state.submitted_at
+            if state.cluster == _DIRECT and age < self._do.direct.limit_seconds + 10:
+                # It was started by the worker before this one, and may still run.
+                raise Later(1.0)
             return vanished(state)
         if state.cancel:
             self._do.runs.claim(state.token, "cancelled")
@@ -834,6 +864,17 @@ _ERROR_CODES = {
 
 def _girder_entry(girder: GirderJob | None) -> dict[str, str] | None:
     return None if girder is None else {"url": girder.url, "token": girder.token, "title": girder.title}
+
+
+def _moment(value: object) -> float | None:
+    """A time in a Celery header, in seconds since the epoch; None if there is none."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _mount_name(task_id: str) -> str:

@@ -139,7 +139,6 @@ def _admitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
         kind=entry.get("kind", ""),
         girder=girder,
         image=entry.get("image", ""),
-        cluster=entry.get("cluster", ""),
     )
 
 
@@ -162,6 +161,10 @@ def _phase(phase: Phase) -> Any:
         return replace(state, phase=max(state.phase, phase))
 
     return change
+
+
+def _staged(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, phase=max(state.phase, Phase.STAGED), cluster=str(entry.get("cluster", "")))
 
 
 def _submitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -219,7 +222,7 @@ _CHANGES: dict[str, Any] = {
     "accepted": _accepted,
     "admitted": _admitted,
     "attempt": _attempt,
-    "staged": _phase(Phase.STAGED),
+    "staged": _staged,
     "rendered": _phase(Phase.RENDERED),
     "intent": _phase(Phase.SUBMITTING),
     "submitted": _submitted,

@@ -237,7 +237,7 @@ class Supervisor:
         step = self._story.next_step(job)
         if step is None:
             return
-        if step.name == "submit" and not job.cancel_seen:
+        if step.name == "submit" and not job.cancel_seen and not job.state.cluster:
             self._ready_to_submit.setdefault(job.task_id)
             return
         self._begin(job, step)
@@ -437,7 +437,7 @@ class Supervisor:
         failures = 0
         while not self._stop.is_set():
             pause = self._rules.poll_seconds
-            if any(job.state.is_in_slurm for job in list(self._jobs.values())):
+            if any(job.state.is_in_slurm and not job.state.cluster for job in list(self._jobs.values())):
                 try:
                     snapshot = self._do.cluster.snapshot()
                 except Unreachable as error:
@@ -460,7 +460,7 @@ class Supervisor:
         for row in snapshot.rows:
             rows.setdefault(row.token, []).append(row)
         for job in list(self._jobs.values()):
-            if job.state.phase is Phase.SUBMITTED and not job.is_busy:
+            if job.state.phase is Phase.SUBMITTED and not job.is_busy and not job.state.cluster:
                 self._safely(job, partial(self._compare, job, rows.get(job.state.token, []), snapshot))
         self._end_orphans(rows)
 

@@ -118,3 +118,20 @@ def test_a_file_that_the_cluster_sees_is_mounted_not_downloaded(site: Site, fold
     assert site.girder.files(folder)["out.txt"] == b"text=<direct>\ninput=hello\n"
     [record] = [path for path in site.worker.root.glob("ended/*/task.json") if "mnt/girder_direct_worker" in path.read_text()]
     assert site.stack["ASSETSTORE_DIR"] in record.read_text()
+
+
+def test_a_datalist_request_does_not_wait_in_slurm_s_queue(site: Site) -> None:
+    cli = site.girder.cli(site.image, "Choice")
+    answer = site.girder.session.post(
+        f"{site.girder.api}/slicer_cli_web/cli/{cli}/datalist/choice", params={}, data="", timeout=60
+    )
+    assert answer.ok, answer.text
+    assert "<element>red</element>" in answer.json()
+    direct = [entries for entries in site.worker.entries().values() if any(entry.get("cluster") == "direct" for entry in entries)]
+    assert len(direct) == 1
+
+
+def test_a_link_out_of_the_output_directory_is_not_followed(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, mode="escape"))
+    assert "out.txt" not in site.girder.files(folder)
+    assert job["status"] == ERROR

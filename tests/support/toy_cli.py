@@ -17,7 +17,7 @@ esac
 exec "./$cli.sh" "$@"
 """
 
-_LIST = '{"Toy": {"type": "python"}, "Sum": {"type": "python"}}'
+_LIST = '{"Toy": {"type": "python"}, "Sum": {"type": "python"}, "Choice": {"type": "python"}}'
 
 _TOY_XML = """<?xml version="1.0" encoding="UTF-8"?>
 <executable>
@@ -79,7 +79,9 @@ while [ $i -lt "$sleep" ]; do
   echo "second $i"
   sleep 1
 done
-if [ "$mode" != no-output ]; then
+if [ "$mode" = escape ]; then
+  ln -s /etc/hostname "$2"
+elif [ "$mode" != no-output ]; then
   { printf 'text=<%s>\n' "$text"; printf 'input='; cat "$1"; } > "$2"
 fi
 echo "toy ends"
@@ -107,6 +109,25 @@ cat "$1" > "$3/deep/first.txt"
 printf '' > "$3/empty.txt"
 """
 
+_CHOICE_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<executable>
+  <category>Toy</category><title>Choice</title><description>Lists the values of a parameter.</description>
+  <version>1.0</version><license>Apache-2.0</license><contributor>Tests</contributor>
+  <parameters>
+    <label>All</label><description>All</description>
+    <string datalist='{"enumerate": "true"}'><name>choice</name><label>Choice</label>
+      <description>One of some</description><longflag>choice</longflag><default></default></string>
+    <string><name>enumerate</name><label>Enumerate</label><description>List them</description>
+      <longflag>enumerate</longflag><default>false</default></string>
+  </parameters>
+</executable>
+"""
+
+_CHOICE = r"""#!/bin/sh
+case "$*" in *"--enumerate true"*) echo '<element>red</element>'; echo '<element>blue</element>' ;; esac
+echo "on $(hostname)" >&2
+"""
+
 
 def push_toy_cli(registry: str, name: str = "tests/toy:1") -> str:
     """The reference of the toy image, freshly pushed."""
@@ -120,6 +141,8 @@ def push_toy_cli(registry: str, name: str = "tests/toy:1") -> str:
             "opt/toy/Toy.sh": _TOY,
             "opt/toy/Sum.xml": _SUM_XML,
             "opt/toy/Sum.sh": _SUM,
+            "opt/toy/Choice.xml": _CHOICE_XML,
+            "opt/toy/Choice.sh": _CHOICE,
         },
         entrypoint=["./entry.sh"],
         workdir="/opt/toy",

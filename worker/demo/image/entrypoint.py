@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
     if "--xml" in arguments[1:]:
         sys.stdout.write(Path(f"{CLI}.xml").read_text(encoding="utf-8"))
         return 0
-    from positive_pixel_count import cli  # noqa: PLC0415 - the questions above need no NumPy
+    # In the image the package lies beside this file. The questions above need no NumPy.
+    from positive_pixel_count import cli  # type: ignore[import-not-found]  # noqa: PLC0415
 
     code: int = cli.main(arguments[1:])
     return code

@@ -1,0 +1,129 @@
+"""The cluster that is none: runs a job script on the worker's own host, at once, with a time limit.
+
+For calls that somebody waits for. The script is the same as in Slurm, with the same claim and the same events; only
+what Slurm would know is kept in memory, so after a restart a run is known by its events alone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from girder_worker_singularity.command_runner import CommandError, CommandStopped, CommandTimeout
+from girder_worker_slurm.cluster.command_cluster import command_environment
+from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
+from girder_worker_slurm.errors import SubmitRejected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.command_runner import CommandRunner
+
+
+@dataclass
+class _Run:
+    token: str
+    state: str = "RUNNING"
+    exit_code: int = 0
+    is_cancelled: bool = False
+
+
+class DirectCluster:
+    """Runs job scripts here. Options for sbatch mean nothing to it."""
+
+    def __init__(
+        self, runner: CommandRunner, clock: Clock, *, limit_seconds: float, most_remembered: int = 1000
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._most_remembered = most_remembered
+        self.limit_seconds = limit_seconds
+        self._runs: dict[SlurmJobId, _Run] = {}
+
+    def submit(self, submission: Submission) -> SlurmJobId:
+        """See `Cluster.submit`; the script runs already when this returns."""
+        if not submission.script.is_file():
+            msg = f"The job script {submission.script} is not there."
+            raise SubmitRejected(msg)
+        # Nine digits, beyond what Slurm gives out by default (MaxJobId 67043328).
+        job_id = SlurmJobId(str(900_000_000 + secrets.randbelow(100_000_000)))
+        run = _Run(submission.token)
+        self._forget_old()
+        self._runs[job_id] = run
+        threading.Thread(
+            target=self._run, args=(job_id, run, submission), name=f"gw-direct-{job_id}", daemon=True
+        ).start()
+        return job_id
+
+    def find(self, token: str) -> tuple[QueueRow, ...]:
+        """See `Cluster.find`."""
+        return tuple(row for row in self.snapshot().rows if row.token == token)
+
+    def snapshot(self) -> Snapshot:
+        """See `Cluster.snapshot`."""
+        rows = tuple(
+            QueueRow(job_id, run.state, "None", run.token) for job_id, run in list(self._runs.items())
+        )
+        return Snapshot(rows, self._clock.monotonic(), 0.0)
+
+    def describe(self, slurm_job_id: SlurmJobId) -> JobDetail | None:
+        """See `Cluster.describe`."""
+        run = self._runs.get(slurm_job_id)
+        if run is None:
+            return None
+        return JobDetail(
+            slurm_job_id,
+            run.token,
+            run.state,
+            "None",
+            run.exit_code,
+            0,
+            os.uname().nodename,
+            0,
+            time_limit=f"{self.limit_seconds:.0f} s",
+        )
+
+    def cancel(
+        self, slurm_job_ids: Sequence[SlurmJobId] = (), tokens: Sequence[str] = (), *, kill: bool = False
+    ) -> None:
+        """See `Cluster.cancel`."""
+        del kill  # the runner goes on to SIGKILL by itself
+        for job_id, run in list(self._runs.items()):
+            if job_id in slurm_job_ids or run.token in tokens:
+                run.is_cancelled = True
+
+    def _run(self, job_id: SlurmJobId, run: _Run, submission: Submission) -> None:
+        environment = {**command_environment(os.environ), "SLURM_JOB_ID": job_id}
+        try:
+            result = self._runner.stream(
+                ["/bin/bash", str(submission.script)],
+                timeout_seconds=self.limit_seconds,
+                on_line=lambda line: _append(submission.output, line),
+                env=environment,
+                should_stop=lambda: run.is_cancelled,
+            )
+        except CommandTimeout:
+            run.state = "TIMEOUT"
+        except CommandStopped:
+            run.state = "CANCELLED"
+        except (CommandError, OSError) as error:
+            _append(submission.output, str(error))
+            run.state, run.exit_code = "FAILED", 127
+        else:
+            run.exit_code = result.returncode
+            run.state = "COMPLETED" if result.returncode == 0 else "FAILED"
+
+    def _forget_old(self) -> None:
+        ended = [job_id for job_id, run in self._runs.items() if run.state != "RUNNING"]
+        for job_id in ended[: max(0, len(self._runs) - self._most_remembered)]:
+            del self._runs[job_id]
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(f"{line}\n")

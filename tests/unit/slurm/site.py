@@ -1,0 +1,393 @@
+"""A whole worker on pretended surroundings, driven by hand: no thread, no waiting, time moves when told to.
+
+What lies on the disk is real; Slurm, Girder, images and Celery are pretended. `Site.restart` is a worker that died
+and came up again with nothing but its directories.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from celery import Celery
+
+from girder_worker_singularity.image_config import ImageConfig
+from girder_worker_singularity.image_reference import parse_image_reference
+from girder_worker_singularity.sif_store import Sif
+from girder_worker_singularity.testing import FakeClock, FakeCommandRunner
+from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.errors import GirderUnreachable, JobDeleted
+from girder_worker_slurm.girder.inputs import StagingRules
+from girder_worker_slurm.girder.job_updates import AccessRefused, JobAnswer, TransitionRefused
+from girder_worker_slurm.job.run_job import JobStory, Services, StoryRules
+from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
+from girder_worker_slurm.records.jobs_root import JobsRoot
+from girder_worker_slurm.records.record import Record
+from girder_worker_slurm.testing import FakeCluster
+
+RUN_CLI = "slicer_cli_web.girder_worker_plugin.direct_docker_run.run"
+API = "http://girder.test/api/v1"
+
+#: What may follow what: girder_plugin_worker.status.CustomJobStatus.valid_celery_transitions of 5.0.21.
+TRANSITIONS = {
+    1: [0],
+    2: [0, 1, 820],
+    3: [2, 823],
+    4: [820, 821, 822, 823, 824, 1, 2],
+    5: [824, 0, 1, 2],
+    824: [0, 1, 2],
+}
+
+
+@dataclass
+class GirderJobOfFake:
+    status: int = 1
+    log: list[str] = field(default_factory=list)
+    progress: float | None = None
+    message: str | None = None
+    statuses: list[int] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.log)
+
+
+class FakeGirder:
+    """Girder's jobs, as `JobUpdates` sees them: transitions, and logs cut as Girder cuts them."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, GirderJobOfFake] = {}
+        self.is_unreachable = False
+        self.refuses_access = False
+        #: Updates that arrive, but whose answer does not.
+        self.lost_answers = 0
+        self.puts = 0
+
+    def update(self, job, *, status=None, log=None, overwrite=False, progress=None, message=None) -> JobAnswer:
+        found = self._find(job)
+        self.puts += 1
+        if status is not None and int(status) != found.status:
+            if found.status not in TRANSITIONS[int(status)]:
+                raise TransitionRefused(f"{found.status} to {int(status)}")
+            found.status = int(status)
+            found.statuses.append(int(status))
+        if log and overwrite:
+            found.log = [log]
+        elif log:
+            found.log.append(log)
+            found.log = found.log[-((4 * 1024**2) // len(log)) :]
+        found.progress = found.progress if progress is None else progress
+        found.message = message or found.message
+        if self.lost_answers > 0:
+            self.lost_answers -= 1
+            raise GirderUnreachable("the answer was lost")
+        return JobAnswer(found.status, "A title")
+
+    def log(self, job) -> str:
+        return self._find(job).text
+
+    def _find(self, job) -> GirderJobOfFake:
+        if self.is_unreachable:
+            raise GirderUnreachable("Girder is being restarted")
+        if self.refuses_access:
+            raise AccessRefused("the token has expired")
+        if job.job_id not in self.jobs:
+            raise JobDeleted(f"{job.job_id} is gone")
+        return self.jobs[job.job_id]
+
+
+class FakeImages:
+    """A store of images: those in `at_hand` are there, `error` is what making the others gives."""
+
+    def __init__(self) -> None:
+        self.at_hand: set[str] = set()
+        self.error: BaseException | None = None
+        self.made: list[tuple[str, str]] = []
+
+    def find(self, image):
+        return self._sif(image) if image in self.at_hand else None
+
+    def ensure(self, image, *, policy="if-not-present", on_progress=None, should_stop=None):
+        del on_progress, should_stop
+        self.made.append((image, policy))
+        if self.error is not None:
+            raise self.error
+        self.at_hand.add(image)
+        return self._sif(image)
+
+    @staticmethod
+    def _sif(image):
+        config = ImageConfig(entrypoint=("/bin/tool",), command=("--help",))
+        return Sif(Path("/sifs/x.sif"), parse_image_reference(image), config)
+
+
+class FakeResults:
+    """The Celery results that were sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, object]] = []
+
+    def success(self, task, task_id, decoded, value) -> None:
+        del task, decoded
+        self.sent.append(("success", task_id, value))
+
+    def failure(self, task, task_id, decoded, sentence) -> None:
+        del task, decoded
+        self.sent.append(("failure", task_id, sentence))
+
+    def revoked(self, task, task_id, decoded, sentence) -> None:
+        del task, decoded
+        self.sent.append(("revoked", task_id, sentence))
+
+
+class WorkerDied(BaseException):
+    """kill -9 at this very place."""
+
+
+@dataclass
+class Death:
+    """When the worker dies: at the entry of this number, before or after it is on the disk."""
+
+    at_entry: int = -1
+    is_before: bool = False
+    seen: int = 0
+    has_come: bool = False
+
+    def before(self) -> None:
+        self._die(self.is_before)
+
+    def after(self) -> None:
+        self._die(not self.is_before)
+        self.seen += 1
+
+    def _die(self, applies: bool) -> None:
+        if applies and self.seen == self.at_entry:
+            self.at_entry = -1
+            self.has_come = True
+            raise WorkerDied
+
+
+class MortalRecord(Record):
+    """A record that may see its worker die while it is written."""
+
+    __slots__ = ("death", "on_append")
+
+    def append(self, event, *, durable=False, **fields):
+        death = getattr(self, "death", None) or Death()
+        death.before()
+        state = super().append(event, durable=durable, **fields)
+        death.after()
+        return state
+
+
+class HandPool:
+    """A pool that does its work at once, in the caller's thread."""
+
+    def __init__(self, death: Death) -> None:
+        self._death = death
+
+    def submit(self, work, *arguments) -> None:
+        work(*arguments)
+        if self._death.has_come:
+            raise WorkerDied
+
+
+class Site:
+    """One worker and what is around it."""
+
+    def __init__(self, tmp_path: Path, **rules) -> None:
+        self.clock = FakeClock()
+        self.cluster = FakeCluster(self.clock)
+        self.girder = FakeGirder()
+        self.images = FakeImages()
+        self.images.at_hand.add("image:1")
+        self.results = FakeResults()
+        self.revoked: set[str] = set()
+        self.death = Death()
+        self.root = JobsRoot(tmp_path / "jobs", "w1")
+        self.root.prepare()
+        self.runs = RunDirectories(self.root.path)
+        self.runs.prepare()
+        self.app = Celery("test", broker="memory://", backend="cache+memory://", set_as_current=False)
+        self.app.conf.update(accept_content=["json"])
+        self.unhandled: list[str] = []
+        self.rules = {"event_seconds": 0.25, "poll_seconds": 15.0, **rules}
+        #: Otherwise one turn does everything that is due, one step of a job after the other.
+        self.one_step_a_turn = False
+        self.submit_options: tuple[tuple[str, str], ...] = ()
+        self.restart()
+
+    # -- the worker
+
+    def restart(self) -> None:
+        """A worker that knows only what is on the disk."""
+        self.death.has_come = False
+        services = Services(
+            celery_app=self.app,
+            clock=self.clock,
+            runner=FakeCommandRunner(),
+            cluster=self.cluster,
+            runs=self.runs,
+            images=self.images,
+            updates=self.girder,
+            results=self.results,
+            is_revoked=lambda task_id: task_id in self.revoked,
+            keep_unhandled=lambda _message, why: self.unhandled.append(why),
+        )
+        story_rules = StoryRules(
+            jobs_root=self.root.path,
+            token_prefix="gw-test-",  # noqa: S106 - no password
+            apptainer="apptainer",
+            slurm_options=self.submit_options,
+            staging=StagingRules(api_url=API),
+        )
+        self.story = JobStory(services, story_rules)
+        self.supervisor = Supervisor(
+            services,
+            self.story,
+            SupervisorRules(token_prefix="gw-test-", **self.rules),  # noqa: S106
+            on_ended=self.root.end,
+        )
+        self.supervisor._pools = dict.fromkeys(("girder", "stage", "image", "submit", "deliver"), HandPool(self.death))
+        for record in self.root.own_records():
+            self.supervisor._take(self._mortal(record.path))
+        self._next_listing = self.clock.monotonic() + self.rules["poll_seconds"]
+
+    def turn(self) -> None:
+        """A quarter of a second of the worker's life; everything that is due is done."""
+        if self.clock.monotonic() >= self._next_listing or self.supervisor._look_now.is_set():
+            self.supervisor._look_now.clear()
+            self._next_listing = self.clock.monotonic() + self.rules["poll_seconds"]
+            if any(job.state.is_in_slurm for job in self.supervisor._jobs.values()):
+                try:
+                    self.supervisor._snapshots.put(self.cluster.snapshot())
+                except Exception:  # noqa: BLE001, S110 - as the queue's own thread: nothing changes
+                    pass
+        for _ in range(40):
+            self.supervisor._turn()
+            if self._is_calm():
+                break
+        self.clock.advance(self.rules["event_seconds"])
+
+    def _is_calm(self) -> bool:
+        if self.one_step_a_turn:
+            return True
+        worker = self.supervisor
+        is_due = worker._due and worker._due[0][0] <= self.clock.monotonic()
+        return not is_due and worker._finished.empty() and worker._images_made.empty() and worker._incoming.empty()
+
+    def run_until(self, condition, *, seconds: float = 600.0, steps_slurm: bool = True) -> None:
+        """Lets time pass until something is so; the last thing seen is told when it does not come."""
+        until = self.clock.monotonic() + seconds
+        while not condition():
+            assert self.clock.monotonic() < until, self.describe()
+            self.turn()
+            if steps_slurm:
+                self.cluster.step()
+
+    def run_to_the_end(self, **how) -> None:
+        self.run_until(lambda: self.supervisor.live_count == 0 and self.supervisor._incoming.empty(), **how)
+
+    def run_for(self, seconds: float, *, steps_slurm: bool = False) -> None:
+        until = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < until:
+            self.turn()
+            if steps_slurm:
+                self.cluster.step()
+
+    def describe(self) -> str:
+        jobs = {job.task_id: job.state for job in self.supervisor._jobs.values()}
+        return f"jobs {jobs}\nslurm {self.cluster.jobs}\ngirder {self.girder.jobs}"
+
+    # -- tasks
+
+    def task(self, task_id: str = "t1", *, arguments=("a", "b"), image="image:1", status=1, **kwargs) -> Record:
+        """A task that was just taken from the queue."""
+        self.girder.jobs.setdefault(f"job-{task_id}", GirderJobOfFake(status=status))
+        message = message_of(task_id, image=image, container_args=list(arguments), pull_image=False, **kwargs)
+        record = Record.create(self.root.records, message, worker_id="w1", at=self.clock.now())
+        assert record is not None
+        mortal = self._mortal(record.path)
+        self.supervisor.accept(mortal)
+        return mortal
+
+    def _mortal(self, path: Path) -> MortalRecord:
+        record = MortalRecord.load(path, worker_id="w1")
+        record.death = self.death
+        return record
+
+    def job(self, task_id: str = "t1"):
+        return self.supervisor._jobs[task_id]
+
+    def state(self, task_id: str = "t1"):
+        """The recorded state, of an ended job as well."""
+        for parent in (self.root.records, self.root.ended):
+            if (parent / task_id).exists():
+                return Record.load(parent / task_id, worker_id="w1").state
+        raise AssertionError(task_id)
+
+    def entries(self, task_id: str = "t1") -> list[str]:
+        for parent in (self.root.records, self.root.ended):
+            path = parent / task_id / "state.jsonl"
+            if path.exists():
+                return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+        raise AssertionError(task_id)
+
+    def shown(self, task_id: str = "t1") -> GirderJobOfFake:
+        return self.girder.jobs[f"job-{task_id}"]
+
+    def calls(self, method: str) -> list[object]:
+        return [what for name, what in self.cluster.calls if name == method]
+
+    def slurm_jobs(self, task_id: str = "t1"):
+        return [job for job in self.cluster.jobs.values() if job.token == self.state(task_id).token]
+
+    def is_in(self, phase, task_id: str = "t1"):
+        return lambda: self.state(task_id).phase >= phase
+
+
+def message_of(task_id: str, *, task=RUN_CLI, hooks=None, **kwargs) -> dict:
+    """A message as the record keeps it."""
+    headers = {
+        "id": task_id,
+        "task": task,
+        "jobInfoSpec": {"url": f"{API}/job/job-{task_id}", "headers": {"Girder-Token": "token"}},
+        "girder_api_url": API,
+    }
+    if hooks:
+        headers["girder_result_hooks"] = hooks
+    return {
+        "task_id": task_id,
+        "task": task,
+        "queue": "celery",
+        "headers": headers,
+        "properties": {"correlation_id": task_id},
+        "delivery_info": {},
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "body": json.dumps([[], kwargs, {}]),
+    }
+
+
+def broker_message(body, *, headers=None, properties=None, content_type="application/json", **fields):
+    """Something that looks like a kombu message."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return SimpleNamespace(
+        body=raw,
+        headers=headers or {},
+        properties=properties or {},
+        delivery_info=fields.get("delivery_info", {"routing_key": "celery", "redelivered": False}),
+        content_type=content_type,
+        content_encoding=fields.get("content_encoding", "utf-8"),
+        payload=body,
+    )
+
+
+def drained(source: queue.SimpleQueue) -> list:
+    items = []
+    while not source.empty():
+        items.append(source.get_nowait())
+    return items
