@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 5.0
+_PAUSE_SECONDS = 5.0
 #: Space for the listing of tens of thousands of jobs.
 _OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -153,17 +154,27 @@ class ConsumerSwitch:
         self._consumer: Any = None
 
     def attach(self, consumer: Any, *, is_paused: bool) -> None:
-        """Uses this consumer from now on; a pause goes on."""
+        """Uses this consumer from now on; a pause goes on. Called in the consumer's own thread."""
         self._consumer = consumer
         if is_paused:
-            self.pause()
-
-    def pause(self) -> None:
-        """Takes no more messages."""
-        consumer = self._consumer
-        if consumer is not None:
             for name in self._queues:
                 consumer.call_soon(consumer.cancel_task_queue, name)
+
+    def pause(self) -> None:
+        """Takes no more messages; returns when the consumer has stopped, or after some seconds."""
+        consumer = self._consumer
+        if consumer is None:
+            return
+        has_stopped = threading.Event()
+
+        def stop() -> None:
+            for name in self._queues:
+                consumer.cancel_task_queue(name)
+            has_stopped.set()
+
+        consumer.call_soon(stop)
+        # What is given back before that would be delivered again at once.
+        has_stopped.wait(_PAUSE_SECONDS)
 
     def resume(self) -> None:
         """Takes messages again."""

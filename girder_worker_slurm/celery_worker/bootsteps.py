@@ -1,5 +1,8 @@
-"""The worker's parts as Celery bootsteps. Importing this module registers them; they act only in a worker that
-consumes a queue other than Girder's own ``local``."""
+"""The worker's parts as Celery bootsteps.
+
+Importing this module registers them; they act only in a worker that consumes a queue other than Girder's own
+``local``.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,10 @@ class _Arrival:
 
 
 class Intake:
-    """Writes records and acknowledges messages. `pause` and `resume` stop and restart the consumer."""
+    """Writes records and acknowledges messages.
+
+    `pause` returns once no more messages come; `resume` lets them come again.
+    """
 
     def __init__(
         self,
@@ -101,10 +104,8 @@ class Intake:
                 if record is not None:
                     records.append(record)
             sync_directory(self._root.records)
-        except OSError as error:
-            logger.error(
-                "Tasks cannot be taken: %s. They go back to the queue until the disk can be written.", error
-            )  # noqa: TRY400
+        except OSError:
+            logger.exception("Tasks cannot be taken; they go back to the queue until the disk can be written")
             # Stop consuming first: what is given back would come again at once.
             self._is_broken = True
             self._stop_consuming()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -45,7 +46,7 @@ def log_command(*, job: str, follow: bool, tail: int | None) -> None:
     if not follow and log_file(record) is None:
         msg = f"Job {record.task_id} has no log yet." if not record.state.is_final else "The log was removed."
         raise Refusal(msg)
-    printer = LogPrinter(root, record, click.get_binary_stream("stdout"), SystemClock(), tail=tail)
+    printer = LogPrinter(root, record, sys.stdout.buffer, SystemClock(), tail=tail)
     printer.copy(follow=follow)
 
 

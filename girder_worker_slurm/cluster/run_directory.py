@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -86,12 +87,10 @@ class RunDirectories:
             mine.write_text(json.dumps({"by": "worker", "why": why}) + "\n", encoding="utf-8")
         except FileNotFoundError:
             return True
-        try:
+        with contextlib.suppress(OSError):
             os.link(mine, path / "claim")
-        except OSError:
-            pass
         # Over NFS link may fail although it worked: being the same file is what counts.
-        return os.path.samefile(mine, path / "claim") or self.claimed_by(token) == "worker"
+        return mine.samefile(path / "claim") or self.claimed_by(token) == "worker"
 
     def claimed_by(self, token: str) -> str:
         """`job`, `worker`, or empty while nobody has the claim."""

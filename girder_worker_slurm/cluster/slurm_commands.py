@@ -244,7 +244,7 @@ def _number(text: str) -> int:
 def scancel_arguments(
     slurm_job_ids: Sequence[SlurmJobId], tokens: Sequence[str], users: Sequence[str], *, kill: bool
 ) -> list[list[str]]:
-    """scancel commands for ids (in chunks) and for names of jobs whose id is not known."""
+    """Scancel commands for ids (in chunks) and for names of jobs whose id is not known."""
     # --full signals the batch script and everything below it; without a signal Slurm ends the job properly.
     extra = ["--signal=KILL", "--full"] if kill else []
     commands = [

@@ -8,6 +8,7 @@ values are those of the description, and there are no outputs.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, ParseError
@@ -40,7 +41,7 @@ def is_datalist_request(arguments: Sequence[str], description: str) -> bool:
 def _matches(
     arguments: Sequence[str], values: Mapping[str, object], flags: Mapping[str, tuple[str, ...]]
 ) -> bool:
-    pairs = set(zip(arguments, arguments[1:], strict=False))
+    pairs = set(itertools.pairwise(arguments))
     for name, value in values.items():
         own = flags.get(name, ())
         if value is None:

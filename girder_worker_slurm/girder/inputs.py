@@ -327,7 +327,7 @@ def _volumes(given: Any, apply: _Transformer) -> list[Mount]:
         for volume in given:
             apply(volume)
             if hasattr(volume, "_repr_json_"):
-                merged.update(volume._repr_json_())  # noqa: SLF001 - the stock name
+                merged.update(volume._repr_json_())
             else:
                 return mounts_from_docker_volumes(given)
         given = merged

@@ -51,7 +51,7 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
         # girder_client's own attribute: one kept-alive connection instead of one per request.
         self._session = requests.Session()
 
-    def sendRestRequest(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - the client's name
+    def sendRestRequest(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
         """As in girder_client; checks for cancel first and raises GirderUnreachable when there is no answer."""
         self._check()
         kwargs.setdefault("timeout", _TIMEOUT)
@@ -59,14 +59,14 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
             return super().sendRestRequest(method, path, *args, **kwargs)
         except HttpError as error:
             if error.status >= 500 or error.status == 429:
-                msg = f"Girder answered {error.status} for {method} {path.split('?')[0]}."
+                msg = f"Girder answered {error.status} for {method} {path.split('?', maxsplit=1)[0]}."
                 raise GirderUnreachable(msg) from error
             raise
         except requests.RequestException as error:
-            msg = f"Girder did not answer for {method} {path.split('?')[0]}: {type(error).__name__}."
+            msg = f"Girder did not answer for {method} {path.split('?', maxsplit=1)[0]}: {type(error).__name__}."
             raise GirderUnreachable(msg) from error
 
-    def downloadFile(self, fileId: str, path: Any, created: str | None = None) -> None:  # noqa: N802, N803
+    def downloadFile(self, fileId: str, path: Any, created: str | None = None) -> None:
         """Brings a file here, straight to its place: the system's temporary directory may be small.
 
         Raises GirderUnreachable when the connection breaks midway or fewer bytes come than the file has.
@@ -94,28 +94,28 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
             raise GirderUnreachable(msg)
         partial.rename(target)
 
-    def uploadFileToFolder(  # noqa: N802
+    def uploadFileToFolder(
         self,
         folderId: str,
         filepath: str,
         reference: str | None = None,
-        mimeType: str | None = None,  # noqa: N803
+        mimeType: str | None = None,
         filename: str | None = None,
-        progressCallback: Any = None,  # noqa: N803
+        progressCallback: Any = None,
     ) -> None:
         """Brings a file into a folder, once."""
         del progressCallback
         parameters = {"parentType": "folder", "parentId": folderId}
         self._upload(Path(filepath), filename, mimeType, reference, parameters, None)
 
-    def uploadFileToItem(  # noqa: N802
+    def uploadFileToItem(
         self,
         itemId: str,
         filepath: str,
         reference: str | None = None,
-        mimeType: str | None = None,  # noqa: N803
+        mimeType: str | None = None,
         filename: str | None = None,
-        progressCallback: Any = None,  # noqa: N803
+        progressCallback: Any = None,
     ) -> None:
         """Brings a file into an item, once; a file of that name in the item gets the new content."""
         del progressCallback

@@ -28,17 +28,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from girder_worker_singularity.container import (
     ContainerSpec,
-    container_argv,
     container_arguments,
+    container_argv,
     container_environment,
     environment_file_text,
 )
-from girder_worker_singularity.errors import ContainerError
 from girder_worker_slurm.celery_worker.message import DecodedTask, decode
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.errors import (
-    ClusterUnreachable,
-    InputUnavailable,
     JobCancelled,
     JobDeleted,
     JobError,
@@ -59,7 +56,7 @@ from girder_worker_slurm.girder.job_updates import (
     TransitionRefused,
 )
 from girder_worker_slurm.girder.log_feed import LogFeed
-from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, Phase, Verdict
+from girder_worker_slurm.job.state import GirderJob, Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import (
     DELETED,
     cancelled,
@@ -78,13 +75,13 @@ if TYPE_CHECKING:
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
+    from girder_worker_singularity.errors import ContainerError
     from girder_worker_singularity.sif_store import Sif, SifStore
     from girder_worker_slurm.cluster.direct_cluster import DirectCluster
     from girder_worker_slurm.cluster.interface import Cluster, JobDetail
     from girder_worker_slurm.cluster.run_directory import RunDirectories
     from girder_worker_slurm.girder.job_updates import JobAnswer, JobUpdates
     from girder_worker_slurm.job.live_job import LiveJob
-    from girder_worker_slurm.records.record import Record
 
 #: How often a submission that never started is repeated before the job is given up.
 _MAX_SUBMITS = 3
@@ -165,7 +162,7 @@ _REPORT = Step("report", "girder")
 _CLEAN = Step("clean", "deliver")
 
 
-class Parked(Exception):  # noqa: N818 - a signal to the supervisor, not an error
+class Parked(Exception):
     """The step waits for an image; it is run again when the image is there."""
 
     def __init__(self, image: str, policy: str) -> None:
@@ -174,7 +171,7 @@ class Parked(Exception):  # noqa: N818 - a signal to the supervisor, not an erro
         self.policy = policy
 
 
-class Later(Exception):  # noqa: N818 - a signal to the supervisor, not an error
+class Later(Exception):
     """The step is to be run again after this many seconds; nothing is wrong."""
 
     def __init__(self, seconds: float) -> None:

@@ -266,9 +266,7 @@ class Supervisor:
             self._by_token[token] = job
         if error is None:
             job.failures = 0
-            if step is not None:
-                self._later(job, 0.0)
-            elif job.inbox or job.cancel_seen:
+            if step is not None or job.inbox or job.cancel_seen:
                 self._later(job, 0.0)
             return
         self._safely(job, partial(self._after_error, job, step, error))
@@ -290,14 +288,13 @@ class Supervisor:
         elif isinstance(error, OwnershipLost):
             logger.warning("%s", error)
             self._forget(job)
-        elif isinstance(error, Unreachable):
+        elif isinstance(error, Unreachable) or (
+            isinstance(error, ContainerError) and error.retryable and job.failures < _IMAGE_TRIES
+        ):
             self._retry(job, name, error)
-        elif isinstance(error, ContainerError) and error.retryable and job.failures < _IMAGE_TRIES:
-            self._retry(job, name, error)
-        elif isinstance(error, (JobError, ContainerError)) and not job.state.is_in_slurm:
-            self._story.end_with(job, error)
-            self._later(job, 0.0)
-        elif isinstance(error, JobError):
+        elif (isinstance(error, (JobError, ContainerError)) and not job.state.is_in_slurm) or isinstance(
+            error, JobError
+        ):
             self._story.end_with(job, error)
             self._later(job, 0.0)
         elif isinstance(error, (OSError, RecordDamaged)):

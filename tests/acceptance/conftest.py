@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,9 @@ from tests.support.girder_site import GirderSite
 from tests.support.stack import Stack
 from tests.support.toy_cli import push_toy_cli
 from tests.support.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass
@@ -32,7 +35,9 @@ class Site:
         """What a Slurm command prints."""
         command = list(argv) if as_root else self.stack.as_user(list(argv))
         env = self.stack.user_environment()
-        return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            command, env=env, check=check, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def slurm_state(self, slurm_job_id: str) -> str:
         """The state of a Slurm job; empty when Slurm does not know it."""
@@ -42,7 +47,9 @@ class Site:
     def run_toy(self, folder: str, **params: object) -> str:
         """Starts the toy CLI on a small file and returns the job."""
         file = self.girder.upload(folder, f"input-{uuid.uuid4().hex[:6]}.txt", b"hello\n")
-        return self.girder.run(self.toy, inputFile=file, outputFile="out.txt", outputFile_folder=folder, **params)
+        return self.girder.run(
+            self.toy, inputFile=file, outputFile="out.txt", outputFile_folder=folder, **params
+        )
 
 
 @pytest.fixture(scope="session")

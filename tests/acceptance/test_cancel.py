@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.acceptance.conftest import Site
 from tests.support.girder_site import CANCELED, RUNNING, SUCCESS, wait_until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
 
 pytestmark = pytest.mark.girder
 
@@ -16,7 +20,11 @@ def _expect_cancelled(site: Site, job: str, folder: str, *, seconds: float = 30)
     assert "out.txt" not in site.girder.files(folder)
     slurm = site.worker.slurm_job_id(job)
     if slurm:
-        wait_until("the Slurm job is gone", lambda: site.slurm_state(slurm) in ("", "CANCELLED", "COMPLETED"), seconds=15)
+        wait_until(
+            "the Slurm job is gone",
+            lambda: site.slurm_state(slurm) in ("", "CANCELLED", "COMPLETED"),
+            seconds=15,
+        )
     return ended
 
 
@@ -40,7 +48,11 @@ def test_cancel_while_pending(site: Site, folder: str) -> None:
     site.worker.start()
     job = site.run_toy(folder)
     site.girder.wait_for(job, RUNNING)
-    wait_until("its progress shows Slurm's reason", lambda: "BeginTime" in str(site.girder.job(job)["progress"]), seconds=30)
+    wait_until(
+        "its progress shows Slurm's reason",
+        lambda: "BeginTime" in str(site.girder.job(job)["progress"]),
+        seconds=30,
+    )
     site.girder.cancel(job)
     _expect_cancelled(site, job, folder, seconds=10)
 
@@ -64,7 +76,9 @@ def test_cancel_while_the_job_runs_and_the_worker_is_down(site: Site, folder: st
     _expect_cancelled(site, job, folder)
 
 
-def test_a_job_that_ended_while_the_worker_was_down_and_was_cancelled_uploads_nothing(site: Site, folder: str) -> None:
+def test_a_job_that_ended_while_the_worker_was_down_and_was_cancelled_uploads_nothing(
+    site: Site, folder: str
+) -> None:
     job = site.run_toy(folder, sleep=3)
     wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
     slurm = site.worker.slurm_job_id(job)

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.acceptance.conftest import Site
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
 
 pytestmark = pytest.mark.girder
 
@@ -35,7 +36,12 @@ def _client(site: Site, code: str) -> Any:
         "GIRDER_WORKER_BACKEND": site.stack["GIRDER_WORKER_BACKEND"],
     }
     done = subprocess.run(
-        [sys.executable, "-c", _CLIENT + code, site.image], env=env, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", _CLIENT + code, site.image],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.conftest import Site
 from tests.support.girder_site import SUCCESS, GirderSite, wait_until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
 
 pytestmark = [pytest.mark.girder, pytest.mark.timeout(900)]
 
@@ -21,7 +24,9 @@ def test_two_hundred_jobs_at_once_through_one_worker(site: Site, folder: str) ->
     def start(number: int) -> str:
         girder = GirderSite(site.stack, token=site.girder.token)
         girder.session.headers["Girder-Token"] = site.girder.token
-        return girder.run(site.toy, inputFile=file, outputFile=f"out-{number}.txt", outputFile_folder=folder, sleep=20)
+        return girder.run(
+            site.toy, inputFile=file, outputFile=f"out-{number}.txt", outputFile_folder=folder, sleep=20
+        )
 
     with ThreadPoolExecutor(4) as pool:
         jobs = list(pool.map(start, range(JOBS)))
@@ -47,7 +52,9 @@ def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> Non
         "POST",
         f"slicer_cli_web/cli/{site.toy}/run",
         params={
-            "inputFile": "slide.*", "inputFile_folder": batch, "outputFile": "result-{{reference_base}}.txt",
+            "inputFile": "slide.*",
+            "inputFile_folder": batch,
+            "outputFile": "result-{{reference_base}}.txt",
             "outputFile_folder": folder,
         },
     )

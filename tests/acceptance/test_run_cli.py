@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.conftest import Site
 from tests.support.girder_site import ERROR, RUNNING, SUCCESS, wait_until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
 
 pytestmark = pytest.mark.girder
 
@@ -25,7 +29,16 @@ def test_a_cli_runs_to_success_and_its_output_is_uploaded(site: Site, folder: st
 
 @pytest.mark.parametrize(
     "text",
-    ["with space", "quote\" and 'single'", "$(touch /tmp/x) `id` $HOME ;|&", "a,b,c", "é ü 漢 ☃", "-dash", "back\\slash", "*?[a]"],
+    [
+        "with space",
+        "quote\" and 'single'",
+        "$(touch /tmp/x) `id` $HOME ;|&",
+        "a,b,c",
+        "é ü 漢 ☃",
+        "-dash",
+        "back\\slash",
+        "*?[a]",
+    ],
 )
 def test_arguments_arrive_byte_for_byte(site: Site, folder: str, text: str) -> None:
     job = site.girder.wait_for_end(site.run_toy(folder, text=text))
@@ -48,7 +61,9 @@ def test_two_inputs_of_the_same_name_and_a_folder_of_outputs(site: Site, folder:
 
 def test_an_output_may_have_the_name_of_an_input(site: Site, folder: str) -> None:
     file = site.girder.upload(site.girder.new_folder(), "slide.txt", b"input\n")
-    job = site.girder.run(site.toy, inputFile=file, outputFile="slide.txt", outputFile_folder=folder, text="x")
+    job = site.girder.run(
+        site.toy, inputFile=file, outputFile="slide.txt", outputFile_folder=folder, text="x"
+    )
     assert site.girder.wait_for_end(job)["status"] == SUCCESS
     assert site.girder.files(folder) == {"slide.txt": b"text=<x>\ninput=input\n"}
 
@@ -76,7 +91,7 @@ def test_log_and_progress_are_live_within_two_seconds(site: Site, folder: str) -
         wait_until(f"second {number}", lambda n=number: f"second {n}\n" in site.girder.log(job), seconds=10)
         seen.append(time.monotonic())
     # The toy writes one line a second: lines that come in bursts are late.
-    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) < 2.5
+    assert max(later - earlier for earlier, later in itertools.pairwise(seen)) < 2.5
     assert site.girder.job(job)["progress"]["message"] == "Toy"
     ended = site.girder.wait_for_end(job)
     assert ended["status"] == SUCCESS
@@ -116,7 +131,11 @@ def test_a_file_that_the_cluster_sees_is_mounted_not_downloaded(site: Site, fold
         site.girder.call("PUT", "system/setting", params={"key": "worker.direct_path", "value": "false"})
     assert job["status"] == SUCCESS, job["log"]
     assert site.girder.files(folder)["out.txt"] == b"text=<direct>\ninput=hello\n"
-    [record] = [path for path in site.worker.root.glob("ended/*/task.json") if "mnt/girder_direct_worker" in path.read_text()]
+    [record] = [
+        path
+        for path in site.worker.root.glob("ended/*/task.json")
+        if "mnt/girder_direct_worker" in path.read_text()
+    ]
     assert site.stack["ASSETSTORE_DIR"] in record.read_text()
 
 
@@ -127,7 +146,11 @@ def test_a_datalist_request_does_not_wait_in_slurm_s_queue(site: Site) -> None:
     )
     assert answer.ok, answer.text
     assert "<element>red</element>" in answer.json()
-    direct = [entries for entries in site.worker.entries().values() if any(entry.get("cluster") == "direct" for entry in entries)]
+    direct = [
+        entries
+        for entries in site.worker.entries().values()
+        if any(entry.get("cluster") == "direct" for entry in entries)
+    ]
     assert len(direct) == 1
 
 

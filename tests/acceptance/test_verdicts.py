@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.acceptance.conftest import Site
 from tests.support.girder_site import ERROR, RUNNING, wait_until
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
 
 pytestmark = [pytest.mark.girder, pytest.mark.timeout(240)]
 
@@ -53,7 +57,11 @@ def test_node_failure(site: Site, folder: str) -> None:
     finally:
         # The node may have come back by itself by now, and then there is nothing to resume.
         site.slurm("scontrol", "update", f"nodename={node}", "state=resume", as_root=True, check=False)
-        wait_until("the node is back", lambda: "down" not in site.slurm("sinfo", "-h", "-n", node, "-o", "%T"), seconds=60)
+        wait_until(
+            "the node is back",
+            lambda: "down" not in site.slurm("sinfo", "-h", "-n", node, "-o", "%T"),
+            seconds=60,
+        )
 
 
 def test_preempted(site: Site, folder: str) -> None:
@@ -63,7 +71,13 @@ def test_preempted(site: Site, folder: str) -> None:
     job, slurm = _running(site, folder, sleep=100)
     node = site.slurm("squeue", "-h", "-j", slurm, "-o", "%N").strip()
     rival = site.slurm(
-        "sbatch", "--parsable", "--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 60"
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--exclusive",
+        f"--nodelist={node}",
+        "--output=/dev/null",
+        "--wrap=sleep 60",
     ).strip()
     try:
         _expect_error(site, job, "preempted")
@@ -91,4 +105,6 @@ def test_a_pending_job_shows_slurm_s_reason(site: Site, folder: str) -> None:
     site.worker.start()
     job = site.run_toy(folder)
     site.girder.wait_for(job, RUNNING)
-    wait_until("the reason is shown", lambda: "BeginTime" in str(site.girder.job(job)["progress"]), seconds=20)
+    wait_until(
+        "the reason is shown", lambda: "BeginTime" in str(site.girder.job(job)["progress"]), seconds=20
+    )
