@@ -20,6 +20,7 @@
     └── Unreachable             try again later (``retryable``)
         ├── GirderUnreachable
         ├── ClusterUnreachable
+        ├── WorkerStopping      the worker stops; the next one goes on
         ├── SubmitDeferred      Slurm's own submit limits: wait until jobs of ours have ended
         └── SubmitUnsure        it is not known whether Slurm took the job
 """
@@ -101,6 +102,10 @@ class GirderUnreachable(Unreachable):
 
 class ClusterUnreachable(Unreachable):
     """Slurm did not answer."""
+
+
+class WorkerStopping(Unreachable):
+    """The worker stops; the step is taken up at the next start."""
 
 
 class SubmitDeferred(Unreachable):

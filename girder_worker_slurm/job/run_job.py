@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,6 +45,7 @@ from girder_worker_slurm.errors import (
     SubmitRejected,
     SubmitUnsure,
     Unreachable,
+    WorkerStopping,
 )
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.datalist import is_datalist_request
@@ -139,6 +141,8 @@ class Services:
     is_revoked: Callable[[str], bool]
     #: Keeps a message that cannot be run here: (message, why).
     keep_unhandled: Callable[[Mapping[str, Any], str], object]
+    #: Set when the worker stops: steps end where they can be taken up again.
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -536,6 +540,8 @@ class JobStory:
                 job.cancel_seen = "in Girder"
             if job.cancel_seen or job.state.cancel:
                 raise JobCancelled(job.cancel_seen or job.state.cancel)
+            if self._do.stopping.is_set():
+                raise WorkerStopping("The worker stops.")
 
         return check
 

@@ -90,7 +90,7 @@ class Supervisor:
         )
         self._snapshots: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
         self._wake = threading.Event()
-        self._stop = threading.Event()
+        self._stop = services.stopping
         self._look_now = threading.Event()
         self._due: list[tuple[float, int, str]] = []
         self._order = itertools.count()
@@ -126,22 +126,25 @@ class Supervisor:
             self._threads.append(thread)
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Stops after the steps under way; what is not done goes on at the next start."""
+        """Stops after the steps under way; what is not done goes on at the next start.
+
+        Returns once no step runs any more, or after `timeout_seconds`: transfers end at their next piece.
+        """
         self._stop.set()
         self._wake.set()
         self._look_now.set()
+        until = self._do.clock.monotonic() + timeout_seconds
         for thread in self._threads:
             thread.join(timeout_seconds)
+        while self._do.clock.monotonic() < until and any(job.is_busy for job in self._jobs.values()):
+            with contextlib.suppress(queue.Empty):
+                job, _, _ = self._finished.get(timeout=0.5)
+                job.is_busy = False
 
     def accept(self, record: Record) -> None:
         """Takes up a new record; callable from any thread."""
         self._incoming.put(record)
         self._wake.set()
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether steps should come to an end."""
-        return self._stop.is_set()
 
     @property
     def live_count(self) -> int:
@@ -155,9 +158,15 @@ class Supervisor:
     # -- the supervising thread
 
     def _run(self) -> None:
+        next_look = 0.0
         while not self._stop.is_set():
+            # A turn for every step that ends, but a look at all jobs and the spool only now and then.
+            now = self._do.clock.monotonic()
+            looks = now >= next_look
+            if looks:
+                next_look = now + self._rules.event_seconds
             try:
-                self._turn()
+                self._turn(looks=looks)
             except Exception:
                 # One bad turn must not end the supervision of thousands of jobs.
                 logger.exception("The supervisor met an unexpected error; it goes on")
@@ -165,7 +174,7 @@ class Supervisor:
             self._wake.wait(self._rules.event_seconds)
             self._wake.clear()
 
-    def _turn(self) -> None:
+    def _turn(self, *, looks: bool = True) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._take(self._incoming.get_nowait())
@@ -175,11 +184,12 @@ class Supervisor:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._after_image(*self._images_made.get_nowait())
-        self._read_events()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._read_snapshot(self._snapshots.get_nowait())
-        self._look_for_revoked()
+        if looks:
+            self._read_events()
+            self._look_for_revoked()
         now = self._do.clock.monotonic()
         while self._due and self._due[0][0] <= now:
             _, _, task_id = heapq.heappop(self._due)
@@ -187,7 +197,8 @@ class Supervisor:
             if job is not None and job.due_at <= now:
                 self._safely(job, partial(self._advance, job))
         self._fill_slurm()
-        self._send_updates(now)
+        if looks:
+            self._send_updates(now)
 
     def _safely(self, job: LiveJob, action: Callable[[], None]) -> None:
         """Does something for one job in the supervising thread; its failure is that job's alone."""
@@ -292,9 +303,7 @@ class Supervisor:
             isinstance(error, ContainerError) and error.retryable and job.failures < _IMAGE_TRIES
         ):
             self._retry(job, name, error)
-        elif (isinstance(error, (JobError, ContainerError)) and not job.state.is_in_slurm) or isinstance(
-            error, JobError
-        ):
+        elif isinstance(error, (JobError, ContainerError)):
             self._story.end_with(job, error)
             self._later(job, 0.0)
         elif isinstance(error, (OSError, RecordDamaged)):
