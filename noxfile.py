@@ -19,7 +19,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict over both packages."""
+    """Mypy --strict over both packages."""
     session.install("-e", ".[girder,test]")
     session.run("mypy")
 

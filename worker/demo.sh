@@ -181,6 +181,7 @@ start_worker() {
 fetch_picture() {
   local scratch
   [ ! -e "$demo/ihc.png" ] || return 0
+  rm -rf "$demo"/picture.??????
   scratch=$(mktemp -d "$demo/picture.XXXXXX")
   echo "taking ihc.png (colonic glands, H-DAB) out of scikit-image's wheel"
   quietly "$demo/picture.log" "$site/venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \

@@ -83,5 +83,8 @@ class SlurmConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.controller.girder_slurm.attach(parent)
 
 
+# What is printed is printed, not logged as a warning; and Girder Worker's lines, which it prints itself, come once.
+app.conf.worker_redirect_stdouts = False
+logging.getLogger("girder_worker").propagate = False
 app.steps["worker"].add(SlurmWorkerStep)
 app.steps["consumer"].add(SlurmConsumerStep)

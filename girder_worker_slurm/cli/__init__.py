@@ -5,6 +5,8 @@ The modules here import nothing of weight at their top: a command line that peop
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from girder_worker_slurm.cli.answers import OneLineErrors
@@ -29,7 +31,10 @@ def cli(*, debug: bool) -> None:
 
     Exit codes: 0 all is well, 1 the answer is no, 2 the command was not understood.
     """
-    del debug  # read by OneLineErrors
+    if debug:
+        # Of ours only: the libraries would drown it. OneLineErrors reads the option as well.
+        logging.basicConfig()
+        logging.getLogger("girder_worker_slurm").setLevel(logging.DEBUG)
 
 
 for command in (

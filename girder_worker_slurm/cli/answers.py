@@ -48,7 +48,10 @@ class OneLineErrors(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            raise Refusal(_words(error)) from error
+            # A wrong setting may be an address with a password.
+            from girder_worker_slurm.doctor.secret_words import hiding  # noqa: PLC0415 - only when it is needed
+
+            raise Refusal(hiding(None)(_words(error))) from error
 
 
 def print_json(value: Any) -> None:

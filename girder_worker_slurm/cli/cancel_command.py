@@ -43,7 +43,7 @@ def cancel_command(*, job: str, direct: bool) -> None:
     root = site_jobs_root(settings)
     record = find_job(root, job)
     if record.state.phase >= Phase.DECIDED:
-        msg = f"Job {record.task_id} cannot be cancelled any more: it is {state_word(record.state)}."
+        msg = f"Job {record.task_id} cannot be cancelled any more (state: {state_word(record.state)})."
         raise Refusal(msg)
     clock = SystemClock()
     try:

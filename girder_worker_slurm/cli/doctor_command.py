@@ -55,15 +55,13 @@ def doctor_command(*, no_probe: bool, timeout_seconds: float, as_json: bool) -> 
     from girder_worker_slurm.doctor.finding import Finding, Level  # noqa: PLC0415
     from girder_worker_slurm.settings import settings_files  # noqa: PLC0415
 
-    # As Ctrl-C: the probe job must not be left behind.
-    signal.signal(signal.SIGTERM, _interrupt)
     settings = read_settings(settings_files(os.environ), os.environ)
     if isinstance(settings, Finding):
         findings = iter([settings])
     else:
         findings = _examine(_site(settings, timeout_seconds, with_probe=not no_probe))
     found = []
-    with _waiting_shown(is_shown=not as_json and sys.stderr.isatty()):
+    with _termination_as_interrupt(), _waiting_shown(is_shown=not as_json and sys.stderr.isatty()):
         for finding in findings:
             found.append(finding)
             if not as_json:
@@ -133,5 +131,15 @@ def _waiting_shown(*, is_shown: bool) -> contextlib.AbstractContextManager[Any]:
     return Console(stderr=True).status("looking (a probe job may take a while to start) ...")
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: the probe job must not be left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

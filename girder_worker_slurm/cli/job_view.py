@@ -133,7 +133,8 @@ def view(record: Record) -> JobView:
 def details(record: Record, jobs_root: Path, *, log_lines: int) -> dict[str, Any]:
     """Everything about a job that a person may see, ready for JSON."""
     state = record.state
-    verdict = final_outcome(state) if state.verdict or state.phase >= Phase.DECIDED else None
+    has_end = state.phase >= Phase.DECIDED and (state.verdict is not None or bool(state.cancel))
+    verdict = final_outcome(state) if has_end else None
     log = log_file(record)
     return {
         **view(record).as_json(),

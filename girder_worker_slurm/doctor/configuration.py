@@ -6,6 +6,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.doctor.secret_words import hiding
 from girder_worker_slurm.errors import SettingsInvalid
 from girder_worker_slurm.settings import generic_origins, load_settings, setting_fields
 
@@ -26,7 +27,9 @@ def read_settings(files: tuple[Path, ...], environment: Mapping[str, str]) -> Se
         settings.jobs_root  # noqa: B018 - raises when it is not set
     except (SettingsInvalid, ValueError) as error:
         return fail(
-            CHECK, str(error), "Correct that line or variable; `girder-slurm settings` lists them all."
+            CHECK,
+            hiding(None)(str(error)),
+            "Correct that line or variable; `girder-slurm settings` lists them all.",
         )
     return settings
 

@@ -155,7 +155,10 @@ def judge_directory(check: str, setting: str, facts: DirectoryFacts, *, private:
 def check_jobs_root(settings: Settings, *, make: bool = False) -> Iterator[Finding]:
     """The jobs root: usable, private, and of this broker and these queues."""
     root = settings.jobs_root
-    yield from judge_directory(JOBS_ROOT, "`root` in [jobs]", look_at(root, make=make), private=True)
+    facts = look_at(root, make=make)
+    yield from judge_directory(JOBS_ROOT, "`root` in [jobs]", facts, private=True)
+    if not facts.is_ours:
+        return
     foreign = [
         f"{name} (of {_user_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o})"
         for name, status in _present(root, _PRIVATE)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class Level(str, enum.Enum):
@@ -91,9 +94,10 @@ def _findings(check: Check, failed: set[str]) -> Iterator[Finding]:
         return
     try:
         yield from check.run()
-    except Exception as error:  # noqa: BLE001 - one broken check must not hide what the others find
+    except Exception as error:
+        logger.debug("Check %s failed", check.name, exc_info=True)
         yield fail(
             check.name,
             f"The check itself failed: {type(error).__name__}: {error}.",
-            "Report this as a bug; `girder-slurm --debug` shows no more than this line.",
+            "Report this as a bug, with what `girder-slurm --debug doctor` prints.",
         )

@@ -277,6 +277,8 @@ class Supervisor:
             self._by_token[token] = job
         if error is None:
             job.failures = 0
+            if step is not None:
+                _diary(job, step)
             if step is not None or job.inbox or job.cancel_seen:
                 self._later(job, 0.0)
             return
@@ -599,6 +601,20 @@ class _ImageStep:
 
 
 _IMAGE_STEP: Any = _ImageStep()
+
+
+def _diary(job: LiveJob, step: Step) -> None:
+    """One line a move, by which an administrator can follow a job through the worker's log."""
+    state = job.state
+    ids = [f"task {job.task_id}"]
+    if state.girder is not None:
+        ids.append(f"Girder job {state.girder.job_id}")
+    if state.slurm_job_id:
+        ids.append(f"Slurm job {state.slurm_job_id}")
+    what = state.phase.name.lower()
+    if state.verdict is not None and step.name in ("judge", "cancel", "ingest", "resolve", "report"):
+        what += f" ({state.verdict.outcome.value}: {state.verdict.code})"
+    logger.info("%s: %s after step %s", ", ".join(ids), what, step.name)
 
 
 def _logged(work: Callable[[], None]) -> None:

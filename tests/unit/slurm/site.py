@@ -201,6 +201,7 @@ class Site:
     def __init__(self, tmp_path: Path, **rules) -> None:
         self.clock = FakeClock()
         self.cluster = FakeCluster(self.clock)
+        self.direct = FakeCluster(self.clock)
         self.girder = FakeGirder()
         self.images = FakeImages()
         self.images.at_hand.add("image:1")
@@ -230,6 +231,7 @@ class Site:
             clock=self.clock,
             runner=FakeCommandRunner(),
             cluster=self.cluster,
+            direct=self.direct,
             runs=self.runs,
             images=self.images,
             updates=self.girder,

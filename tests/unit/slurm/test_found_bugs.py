@@ -6,19 +6,35 @@ import json
 import threading
 
 import pytest
+from girder_worker.docker.transforms.girder import GirderFileIdToVolume
+from slicer_cli_web.girder_worker_plugin.direct_docker_run import DirectGirderFileIdToVolume
 
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
 from girder_worker_slurm.cluster.slurm_commands import option_arguments, parse_scontrol
-from girder_worker_slurm.errors import ClusterUnreachable, OwnershipLost, RecordDamaged, SettingsInvalid
+from girder_worker_slurm.errors import (
+    ClusterUnreachable,
+    GirderUnreachable,
+    InputUnavailable,
+    NotSupported,
+    OutputRefused,
+    OwnershipLost,
+    RecordDamaged,
+    SettingsInvalid,
+)
+from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.girder.log_feed import LogFeed
 from girder_worker_slurm.girder.output_text import read_output
+from girder_worker_slurm.job.state import GirderJob
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.settings import load_settings
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.http_girder import Mishap, http_girder
 from tests.unit.slurm.site import Site, message_of
+from tests.unit.slurm.test_inputs import Bench as InputBench
+from tests.unit.slurm.test_outputs import Bench as OutputBench
 
 
 @pytest.fixture
@@ -248,3 +264,69 @@ def test_a_listing_whose_middle_was_left_out_is_no_listing():
     cluster = CommandCluster(runner, clock, CallBudget(50.0, clock), CommandOptions(users=("u",)))
     with pytest.raises(ClusterUnreachable):
         cluster.snapshot()
+
+
+@pytest.fixture
+def girder():
+    with http_girder() as girder:
+        yield girder
+
+
+@pytest.mark.parametrize("name", ["../nonce", "../../../record/t1/message.json"])
+def test_an_output_that_climbs_out_of_its_directory_is_not_uploaded(tmp_path, girder, name):
+    """Security: the name is what a user typed; `..` leads to other jobs' tokens, which the worker may read."""
+    bench = OutputBench(tmp_path, girder)
+    (bench.run / "nonce").write_bytes(b"secret")
+    (bench.record.path / "message.json").write_bytes(b"secret")
+    path = bench.run / "volume" / name
+    assert path.exists() or "record" in name
+    with pytest.raises(OutputRefused):
+        bench.deliver(bench.to_folder(name))
+    assert not girder.files
+
+
+@pytest.mark.parametrize("name", ["../../../../escaped", "/{tmp}/escaped"])
+def test_an_input_whose_name_climbs_out_of_its_directory_is_not_written_there(tmp_path, girder, name):
+    """Security: a Girder file may have any name; it is joined to the directory as it is."""
+    name = name.replace("/{tmp}", str(tmp_path))
+    girder.files["f1"] = (name, b"evil")
+    bench = InputBench(tmp_path / "a" / "b", girder.url)
+    with pytest.raises((InputUnavailable, NotSupported)):
+        bench.stage(GirderFileIdToVolume("f1", filename=name, gc=bench.client))
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and bench.run not in path.parents]
+    assert written == []
+
+
+def test_one_file_as_two_inputs_is_mounted_once(tmp_path, girder):
+    """The same slide for two parameters gives two mounts of one destination; merge_mounts is not asked."""
+    (tmp_path / "asset").write_bytes(b"x")
+    bench = InputBench(tmp_path / "b", girder.url)
+    inputs = [
+        DirectGirderFileIdToVolume("f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client)
+        for _ in range(2)
+    ]
+    task = bench.stage(*inputs)
+    places = [mount.destination for mount in task.mounts]
+    assert len(places) == len(set(places))
+
+
+def test_an_answer_that_is_no_json_is_girder_unreachable(girder):
+    """A proxy's page with 200 is a bug to the supervisor: in admit() the job ends with ERROR for it."""
+    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"<html>Down for maintenance</html>"))
+    with pytest.raises(GirderUnreachable):
+        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
+
+
+def test_an_empty_answer_is_girder_unreachable(girder):
+    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"null"))
+    with pytest.raises(GirderUnreachable):
+        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
+
+
+def test_an_allowed_directory_that_is_not_absolute_does_not_end_the_job(tmp_path, girder):
+    """os.path.commonpath refuses to mix absolute and relative paths: ValueError, an internal error of the job."""
+    girder.files["f1"] = ("a", b"x")
+    (tmp_path / "asset").write_bytes(b"x")
+    bench = InputBench(tmp_path / "b", girder.url)
+    wanted = DirectGirderFileIdToVolume("f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client)
+    assert bench.stage(wanted, rules={"direct_paths": ("assetstore",)}).arguments

@@ -1,0 +1,100 @@
+"""The scripts in worker/ and the versions they install, as far as they can be looked at without installing."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+WORKER = Path(__file__).parents[3] / "worker"
+PYTHONS = ("3.10.0", "3.11.2", "3.12.0", "3.13.0")
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(lines):
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def constraints():
+    return requirements((WORKER / "constraints.txt").read_text().splitlines())
+
+
+def dependencies():
+    """What pyproject.toml asks for, read without tomllib, which Python 3.10 does not have."""
+    text = (WORKER.parent / "pyproject.toml").read_text()
+    found = []
+    for name in ("dependencies", "girder"):
+        block = re.search(rf"^{name} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+        found += re.findall(r'^\s+"(.+)",', block[1], re.MULTILINE)
+    return requirements(found)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_dependency_is_pinned_once_to_a_version_that_it_allows(constraints, python):
+    environment = {"python_version": python.rpartition(".")[0], "python_full_version": python}
+    pins = {}
+    for pin in constraints:
+        if pin.marker is None or pin.marker.evaluate(environment):
+            assert normal(pin.name) not in pins
+            pins[normal(pin.name)] = str(pin.specifier)
+    for wanted in dependencies():
+        if wanted.marker is not None and not wanted.marker.evaluate(environment):
+            continue
+        pinned = pins.get(normal(wanted.name), "")
+        assert pinned.startswith("=="), (
+            f"worker/constraints.txt has no {wanted.name} for Python {python}; its head says how to renew it"
+        )
+        assert wanted.specifier.contains(pinned[2:]), f"{wanted} and {pinned}"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in WORKER.glob("**/*.sh")))
+def test_scripts_are_valid_and_executable(script):
+    path = next(WORKER.glob(f"**/{script}"))
+    assert path.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_the_demonstration_explains_itself_without_root():
+    answer = subprocess.run([WORKER / "demo.sh", "--help"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0
+    assert "--stop" in answer.stdout
+
+
+def test_the_demonstration_refuses_an_unknown_option():
+    answer = subprocess.run([WORKER / "demo.sh", "--nonsense"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "usage:" in answer.stderr
+
+
+@pytest.mark.parametrize(("script", "word"), [("install.sh", "create.sh"), ("run.sh", "install.sh")])
+def test_scripts_name_the_one_that_comes_first(tmp_path, script, word):
+    answer = subprocess.run(
+        [WORKER / script],
+        env={"PATH": "/usr/bin:/bin", "GIRDER_WORKER_SLURM_VENV": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert word in answer.stderr
+
+
+def test_an_old_python_is_refused(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    answer = subprocess.run(
+        [WORKER / "create.sh"],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(old), "GIRDER_WORKER_SLURM_VENV": str(tmp_path / "venv")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "Python 3.10" in answer.stderr
+    assert not (tmp_path / "venv").exists()

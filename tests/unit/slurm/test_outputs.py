@@ -1,0 +1,167 @@
+"""Result hooks run one by one, each once; what the analysis did not write or Girder refuses is told."""
+
+from __future__ import annotations
+
+import pytest
+from girder_client import GirderClient
+from girder_worker.docker.transforms import VolumePath
+from girder_worker.docker.transforms.girder import (
+    GirderUploadVolumePathJobArtifact,
+    GirderUploadVolumePathToFolder,
+    GirderUploadVolumePathToItem,
+)
+
+from girder_worker_slurm.celery_worker.message import DecodedTask
+from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
+from girder_worker_slurm.girder.outputs import after_failure, deliver
+from girder_worker_slurm.records.record import Record
+from tests.unit.slurm.http_girder import Mishap, http_girder
+
+
+@pytest.fixture
+def girder():
+    with http_girder() as girder:
+        yield girder
+
+
+class Bench:
+    def __init__(self, tmp_path, girder):
+        self.run = tmp_path / "run" / "gw-1"
+        (self.run / "volume").mkdir(parents=True)
+        (tmp_path / "record").mkdir()
+        self.record = Record.create(tmp_path / "record", {"task_id": "t1"}, worker_id="w1", at=0.0)
+        self.client = GirderClient(apiUrl=girder.url)
+        self.client.token = "secret"
+
+    def write(self, name, data=b"data"):
+        path = self.run / "volume" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def to_folder(self, name, folder="folder1", **kwargs):
+        return GirderUploadVolumePathToFolder(VolumePath(name), folder, gc=self.client, **kwargs)
+
+    def deliver(self, *hooks, check=lambda: None):
+        decoded = DecodedTask((), {}, {}, None, hooks)
+        return deliver(self.record, decoded, run=self.run, name="t1", api_url="", check=check)
+
+    def after_failure(self, *hooks):
+        decoded = DecodedTask((), {}, {}, None, hooks)
+        return after_failure(
+            decoded, self.record, run=self.run, name="t1", api_url="", check=lambda: None
+        )
+
+
+@pytest.fixture
+def bench(tmp_path, girder):
+    return Bench(tmp_path, girder)
+
+
+def test_an_output_goes_to_its_folder_and_is_recorded(bench, girder):
+    bench.write("out.csv")
+    assert bench.deliver(bench.to_folder("out.csv")) == ["folder1"]
+    assert girder.contents("out.csv") == [b"data"]
+    assert bench.record.state.hooks_done == {0}
+    assert bench.record.state.uploaded == {"0:volume/out.csv"}
+
+
+def test_an_output_goes_to_an_item(bench, girder):
+    bench.write("out.csv")
+    bench.deliver(GirderUploadVolumePathToItem(VolumePath("out.csv"), "item1", gc=bench.client))
+    assert girder.contents("out.csv") == [b"data"]
+
+
+def test_a_hook_that_is_done_is_not_run_again(bench, girder):
+    bench.write("out.csv")
+    bench.deliver(bench.to_folder("out.csv"))
+    assert bench.deliver(bench.to_folder("out.csv")) == ["folder1"]
+    assert girder.contents("out.csv") == [b"data"]
+
+
+def test_a_worker_that_died_between_two_hooks_runs_only_the_second(bench, girder):
+    bench.write("a", b"a")
+    bench.write("b", b"b")
+    girder.mishaps.append(Mishap("POST", "/file", status=503))
+    hooks = (bench.to_folder("a"), bench.to_folder("b"))
+    with pytest.raises(GirderUnreachable):
+        bench.deliver(*hooks)
+    bench.record = Record.load(bench.record.path, worker_id="w1")
+    bench.deliver(bench.to_folder("a"), bench.to_folder("b"))
+    assert (girder.contents("a"), girder.contents("b")) == ([b"a"], [b"b"])
+
+
+def test_an_upload_whose_last_answer_was_lost_is_not_done_twice(bench, girder):
+    bench.write("out.csv")
+    girder.mishaps.append(Mishap("POST", "/file/chunk", is_done=True))
+    with pytest.raises(GirderUnreachable):
+        bench.deliver(bench.to_folder("out.csv"))
+    bench.record = Record.load(bench.record.path, worker_id="w1")
+    bench.deliver(bench.to_folder("out.csv"))
+    assert girder.contents("out.csv") == [b"data"]
+
+
+def test_a_directory_is_uploaded_file_by_file(bench, girder):
+    bench.write("out/a", b"a")
+    bench.write("out/b", b"b")
+    bench.deliver(bench.to_folder("out"))
+    assert sorted(name for name, _ in girder.files.values()) == ["a", "b"]
+
+
+def test_an_output_that_was_not_written_is_told(bench):
+    with pytest.raises(OutputRefused, match="did not write"):
+        bench.deliver(bench.to_folder("out.csv"))
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_an_output_that_girder_refuses_is_told_with_its_place(bench, girder, status):
+    bench.write("out.csv")
+    girder.mishaps.append(Mishap("POST", "/file", status=status))
+    with pytest.raises(OutputRefused, match=str(bench.run / "volume")):
+        bench.deliver(bench.to_folder("out.csv"))
+    assert (bench.run / "volume" / "out.csv").exists()
+
+
+def test_a_cancel_stops_before_the_next_hook(bench, girder):
+    bench.write("a")
+    bench.write("b")
+
+    def check():
+        if girder.contents("a"):
+            raise JobCancelled("in Girder")
+
+    with pytest.raises(JobCancelled):
+        bench.deliver(bench.to_folder("a"), bench.to_folder("b"), check=check)
+    assert girder.contents("b") == []
+
+
+def test_a_link_that_leads_out_of_the_outputs_is_not_followed(bench, girder, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (bench.run / "volume" / "out.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(OutputRefused):
+        bench.deliver(bench.to_folder("out.csv"))
+    assert girder.contents("out.csv") == []
+
+
+def test_a_result_that_no_hook_gives_is_none(bench):
+    assert bench.deliver(object()) == [None]
+
+
+def test_after_a_failure_only_what_is_meant_for_it_is_kept(bench, girder):
+    bench.write("log.txt", b"log")
+    bench.write("out.csv", b"out")
+    artifacts = [
+        GirderUploadVolumePathJobArtifact(VolumePath(name), job_id="j", upload_on_exception=wanted, gc=bench.client)
+        for name, wanted in (("log.txt", True), ("out.csv", False))
+    ]
+    problems = bench.after_failure(*artifacts, bench.to_folder("out.csv"))
+    assert girder.contents("out.csv") == []
+    assert all("out.csv" not in problem for problem in problems)
+
+
+def test_a_hook_that_fails_after_a_failure_is_told_and_ends_nothing(bench):
+    class Broken:
+        def exception(self):
+            raise ValueError("no more")
+
+    assert bench.after_failure(Broken()) == ["Broken: no more"]
