@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -24,6 +23,7 @@ from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
 from girder_worker_slurm.cluster.direct_cluster import DirectCluster
 from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.doctor.checklist import start_checks
 from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
@@ -35,7 +35,6 @@ from girder_worker_slurm.settings import Settings, generic_origins, load_setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
@@ -196,20 +195,13 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         )
     clock = SystemClock()
     runner = make_runner()
-    _require_program(settings.singularity.apptainer, "Set `apptainer` in [singularity].")
-    for command in ("sbatch", "squeue", "scancel", "scontrol"):
-        directory = settings.slurm.commands_dir
-        _require_program(
-            str(directory / command) if directory else command, "Set `commands_dir` in [slurm], or PATH."
-        )
+    if failing := start_checks(settings):
+        raise StartRefused(" ".join(str(finding) for finding in failing))
     root = JobsRoot(settings.jobs_root, worker_id(settings))
     root.prepare()
     prefix = root.token_prefix(
         root.identify(settings.celery.broker.get_secret_value(), settings.celery.queues)
     )
-    _require_directory(settings.sif_image_path, "sif_image_path")
-    if settings.jobs.logs_dir is not None:
-        _require_directory(settings.jobs.logs_dir, "logs_dir")
     runs = RunDirectories(root.path)
     runs.prepare()
     lease = root.lease(clock)
@@ -288,20 +280,3 @@ def _is_revoked(task_id: str) -> bool:
     from celery.worker.state import revoked  # noqa: PLC0415 - the command line must not load Celery
 
     return task_id in revoked
-
-
-def _require_program(program: str, remedy: str) -> None:
-    if shutil.which(program) is None:
-        msg = f"The program {program} is not on this machine. {remedy} (`girder-slurm doctor` checks everything.)"
-        raise StartRefused(msg)
-
-
-def _require_directory(path: Path, setting: str) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"The directory {path} ({setting}) cannot be made: {error.strerror}."
-        raise StartRefused(msg) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        msg = f"The directory {path} ({setting}) cannot be written by this user."
-        raise StartRefused(msg)

@@ -83,8 +83,10 @@ class SlurmConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         parent.controller.girder_slurm.attach(parent)
 
 
-# What is printed is printed, not logged as a warning; and Girder Worker's lines, which it prints itself, come once.
-app.conf.worker_redirect_stdouts = False
-logging.getLogger("girder_worker").propagate = False
+if "GIRDER_WORKER_SLURM_ENABLED" in os.environ:
+    # Only in a worker of ours: what is printed is printed, not logged as a warning; and the lines that Girder Worker
+    # prints itself come once.
+    app.conf.worker_redirect_stdouts = False
+    logging.getLogger("girder_worker").propagate = False
 app.steps["worker"].add(SlurmWorkerStep)
 app.steps["consumer"].add(SlurmConsumerStep)

@@ -12,6 +12,9 @@ from girder_worker_slurm.errors import MessageUndecodable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Set by `girder-slurm requeue`: run the task although its Girder job has ended with ERROR.
+REQUEUED_HEADER = "girder_slurm_requeued"
+
 
 @dataclass(frozen=True)
 class DecodedTask:

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from girder_worker_slurm.celery_worker.message import body_bytes
+from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, body_bytes
 from girder_worker_slurm.cli.answers import Refusal, Unclear
 from girder_worker_slurm.cli.job_view import iso
 
@@ -109,6 +109,8 @@ def send_again(root: JobsRoot, kept: KeptMessage, broker: BrokerConnection, *, q
     if (root.records / kept.message_id).exists():
         msg = f"Message {kept.message_id}: its job is under way; look at it with `girder-slurm show {kept.message_id}`."
         raise Refusal(msg)
+    # Its Girder job has ended with ERROR, which Girder lets nobody take back: without this the worker would stop there.
+    stored["headers"] = {**stored["headers"], REQUEUED_HEADER: True}
     with _ended_record_aside(root, kept.message_id):
         broker.publish(name, body_bytes(stored), stored)
     gone = kept.path.with_name(f".{kept.path.name}.sent")

@@ -34,7 +34,7 @@ from girder_worker_singularity.container import (
     container_environment,
     environment_file_text,
 )
-from girder_worker_slurm.celery_worker.message import DecodedTask, decode
+from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, DecodedTask, decode
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.errors import (
     JobCancelled,
@@ -262,6 +262,7 @@ class JobStory:
         if (eta := _moment(headers.get("eta"))) is not None and eta > now:
             raise Later(min(eta - now, _MUTE_SECONDS))
         girder = self._girder_job(message)
+        revived = False
         if (expires := _moment(headers.get("expires"))) is not None and expires < now:
             job.record.append("admitted", kind="container", girder=_girder_entry(girder))
             raise JobCancelled("the task expired before it was taken")
@@ -270,7 +271,8 @@ class JobStory:
                 answer = self._enter(girder, JobStatus.QUEUED)
             except AccessRefused as error:
                 raise JobDeleted(str(error)) from error
-            if answer.status in CANCELLED or answer.status in FINAL:
+            revived = bool(headers.get(REQUEUED_HEADER)) and answer.status == JobStatus.ERROR
+            if not revived and (answer.status in CANCELLED or answer.status in FINAL):
                 raise JobCancelled("in Girder")
             girder = GirderJob(girder.url, girder.token, answer.title)
         kind = "ingest" if message["task"].endswith("ingest_from_docker") else "container"
@@ -283,7 +285,11 @@ class JobStory:
                 self._do.keep_unhandled(message, str(error))
             raise
         job.decoded = decoded
-        job.record.append("admitted", kind=kind, image=image, girder=_girder_entry(girder))
+        job.record.append("admitted", kind=kind, image=image, girder=_girder_entry(girder), revived=revived)
+        if revived:
+            self._feed(job).note(
+                "Sent again. Girder lets no job leave the state ERROR, so the state stays; the outputs come."
+            )
 
     def ingest(self, job: LiveJob) -> None:
         """Registers the CLIs of images in Girder."""
@@ -668,6 +674,8 @@ class JobStory:
         self.checker(job)()
 
     def _notice(self, job: LiveJob, answer: JobAnswer) -> None:
+        if job.state.is_revived and answer.status == JobStatus.ERROR:
+            return
         if answer.status in CANCELLED or answer.status in FINAL:
             job.cancel_seen = job.cancel_seen or "in Girder"
 
@@ -787,7 +795,7 @@ class JobStory:
             write_durably(job.record.path / "told", end.code, sync=False)
         if feed.has_doubt:
             feed.settle_doubt(self._do.updates.log(girder))
-        status = _STATUS[end.outcome]
+        status: JobStatus | None = None if job.state.is_revived else _STATUS[end.outcome]
         while True:
             update = feed.next_update()
             is_last = update is None or update.end == feed.written_bytes
@@ -811,7 +819,7 @@ class JobStory:
             if update is not None:
                 feed.update_arrived(update)
             if is_last:
-                if answer.status == status:
+                if status is None or answer.status == status:
                     return end
                 msg = f"Girder shows status {answer.status} for job {girder.job_id} after {status} was sent."
                 raise Unreachable(msg)

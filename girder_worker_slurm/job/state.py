@@ -84,6 +84,8 @@ class JobState:
     accepted_at: float = 0.0
     girder: GirderJob | None = None
     image: str = ""
+    #: Its Girder job had ended with ERROR before and was sent again: Girder keeps that status whatever happens.
+    is_revived: bool = False
     attempt: int = 0
     token: str = ""
     nonce: str = ""
@@ -139,6 +141,7 @@ def _admitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
         kind=entry.get("kind", ""),
         girder=girder,
         image=entry.get("image", ""),
+        is_revived=bool(entry.get("revived", state.is_revived)),
     )
 
 

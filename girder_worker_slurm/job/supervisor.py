@@ -32,6 +32,7 @@ from girder_worker_slurm.job.pools import Pool
 from girder_worker_slurm.job.run_job import Later, Parked
 from girder_worker_slurm.job.state import Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
+from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _IMAGE_TRIES = 5
 _SETTLE_SECONDS = 5.0
 _LOOKS_PER_SECOND = 500
+_REQUESTS_PER_LOOK = 100
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Supervisor:
         self._pools: dict[str, Pool] = {}
         self._threads: list[threading.Thread] = []
         self._orphans: set[str] = set()
+        self._unasked: list[str] = []
 
     # -- for those outside
 
@@ -190,6 +193,7 @@ class Supervisor:
         if looks:
             self._read_events()
             self._look_for_revoked()
+            self._look_for_requests()
         now = self._do.clock.monotonic()
         while self._due and self._due[0][0] <= now:
             _, _, task_id = heapq.heappop(self._due)
@@ -533,10 +537,21 @@ class Supervisor:
             job for job in self._jobs.values() if not job.cancel_seen and self._do.is_revoked(job.task_id)
         ]
         for job in revoked:
-            self._safely(job, partial(self._see_cancel, job))
+            self._safely(job, partial(self._see_cancel, job, "in Girder"))
 
-    def _see_cancel(self, job: LiveJob) -> None:
-        job.cancel_seen = "in Girder"
+    def _look_for_requests(self) -> None:
+        """Honours what `girder-slurm cancel` left, looking at some of the jobs each time."""
+        if not self._unasked:
+            self._unasked = list(self._jobs)
+        some, self._unasked = self._unasked[:_REQUESTS_PER_LOOK], self._unasked[_REQUESTS_PER_LOOK:]
+        for task_id in some:
+            job = self._jobs.get(task_id)
+            why = cancel_request(job.record.path) if job is not None and not job.cancel_seen else ""
+            if job is not None and why:
+                self._safely(job, partial(self._see_cancel, job, why))
+
+    def _see_cancel(self, job: LiveJob, why: str) -> None:
+        job.cancel_seen = why
         if job.is_parked:
             key = next((key for key, waiting in self._image_waiters.items() if job.task_id in waiting), None)
             if key is not None:

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Site
+from tests.support.girder_site import CANCELED, ERROR, wait_until
 
 pytestmark = pytest.mark.girder
 
@@ -45,6 +47,20 @@ def _client(site: Site, code: str) -> Any:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _girder_slurm(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line as the worker's user calls it."""
+    names = ("GIRDER_WORKER_BROKER", "GIRDER_WORKER_BACKEND")
+    return subprocess.run(
+        site.stack.as_user([str(Path(sys.executable).with_name("girder-slurm")), *arguments]),
+        env=site.stack.user_environment()
+        | {name: site.stack[name] for name in names}
+        | {"GIRDER_WORKER_SLURM_CONFIG": str(site.worker.config)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_get_returns_when_the_job_has_ended(site: Site) -> None:
@@ -142,3 +158,45 @@ def test_a_revoked_task_raises_for_its_caller(site: Site) -> None:
         "print(json.dumps(outcome(r)))",
     )
     assert answer["error"] == "TaskRevokedError"
+
+
+def test_a_message_of_a_missing_package_fails_its_job_and_runs_after_requeue(site: Site) -> None:
+    shared = site.stack.shared / "celery-callers"
+    subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)
+    (shared / "again").unlink(missing_ok=True)
+    job, spec = site.girder.new_job("Missing package")
+    headers = {"jobInfoSpec": spec, "girder_api_url": site.girder.api}
+    task_id = f"missing-{job}"
+    _client(
+        site,
+        "app.send_task('nosuch_package.tasks.run', kwargs=dict(image=image, pull_image=False, entrypoint='/bin/sh',"
+        f" volumes={{{str(shared)!r}: {{'bind': '/data', 'mode': 'rw'}}}}, container_args=['-c', 'echo again > /data/again']),"
+        f" task_id={task_id!r}, headers={headers!r})\n"
+        "print(json.dumps(1))",
+    )
+    ended = site.girder.wait_for_end(job)
+    assert ended["status"] == ERROR
+    assert "`nosuch-package`" in "".join(ended["log"])
+    # What installing the package would bring about: the name becomes one that the worker knows.
+    kept = site.worker.root / "unhandled" / task_id / "message.json"
+    kept.write_text(
+        kept.read_text().replace("nosuch_package.tasks.run", "girder_worker.docker.tasks.docker_run")
+    )
+    done = _girder_slurm(site, "requeue", task_id)
+    assert done.returncode == 0, done.stderr
+    wait_until("it has run", (shared / "again").exists, seconds=60)
+    wait_until("its record has ended", (site.worker.root / "ended" / task_id).exists, seconds=30)
+    log = site.girder.log(job)
+    assert "Sent again" in log
+    assert "completed" in log
+    assert not kept.exists()
+
+
+def test_cancel_at_the_command_line_ends_the_job(site: Site, folder: str) -> None:
+    job = site.run_toy(folder, sleep=100)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    done = _girder_slurm(site, "cancel", job)
+    assert done.returncode == 0, done.stderr
+    ended = site.girder.wait_for_end(job)
+    assert ended["status"] == CANCELED
+    assert "girder-slurm" in "".join(ended["log"])

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
 
 from tests.support.girder_site import wait_until
-from tests.support.stack import Stack
+
+if TYPE_CHECKING:
+    from tests.support.stack import Stack
 
 pytestmark = pytest.mark.girder
 
@@ -39,6 +42,7 @@ def server_environment(stack: Stack, tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path),
         "PYTHONPATH": f"{tmp_path}:{REPOSITORY}",
         "PYTHONUNBUFFERED": "1",
+        "C_FORCE_ROOT": "1",
         # As in a DSA container, which has the directory of SIFs mounted.
         "SIF_IMAGE_PATH": str(tmp_path / "SIF"),
         **{name: stack[name] for name in names},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -25,7 +27,12 @@ class NotReached(AssertionError):
 
 
 def wait_until(
-    what: str, look: Callable[[], Any], *, seconds: float = 60.0, every: float = 0.1, give_up: Callable[[], str] | None = None
+    what: str,
+    look: Callable[[], Any],
+    *,
+    seconds: float = 60.0,
+    every: float = 0.1,
+    give_up: Callable[[], str] | None = None,
 ) -> Any:
     """The first true answer of `look`; raises NotReached with the last answer."""
     deadline = time.monotonic() + seconds
@@ -97,17 +104,47 @@ class GirderSite:
                 content = self.session.get(f"{self.api}/file/{file['_id']}/download", timeout=60).content
                 name = file["name"]
                 found[name if name not in found else f"{name}#{file['_id']}"] = content
-        for child in self.call("GET", "folder", params={"parentType": "folder", "parentId": folder, "limit": 0}):
-            found |= {f"{child['name']}/{name}": content for name, content in self.files(child["_id"]).items()}
+        for child in self.call(
+            "GET", "folder", params={"parentType": "folder", "parentId": folder, "limit": 0}
+        ):
+            found |= {
+                f"{child['name']}/{name}": content for name, content in self.files(child["_id"]).items()
+            }
         return found
 
     def ingest(self, image: str, *, seconds: float = 120.0, expect: int = SUCCESS) -> dict[str, Any]:
         """The ended job that ingested an image."""
         folder = self.call("GET", "system/setting", params={"key": "slicer_cli_web.task_folder"})
-        job = self.call("PUT", "slicer_cli_web/docker_image", params={"name": json.dumps(image), "folder": folder})
+        job = self.call(
+            "PUT", "slicer_cli_web/docker_image", params={"name": json.dumps(image), "folder": folder}
+        )
         ended = self.wait_for_end(job["_id"], seconds=seconds)
         assert ended["status"] == expect, _log(ended)
         return ended
+
+    def new_job(self, title: str) -> tuple[str, dict[str, Any]]:
+        """A new job that nobody runs, and the specification by which a worker reports to it."""
+        code = (
+            "import sys; from girder.models.user import User; from girder_jobs.models.job import Job;"
+            "user = User().findOne({'login': sys.argv[1]});"
+            "job = Job().createJob(title=sys.argv[2], type='celery', handler='celery_handler', user=user);"
+            "print(job['_id'], Job().createJobToken(job)['_id'])"
+        )
+        done = subprocess.run(
+            [self.stack["GIRDER_PYTHON"], "-c", code, self.stack["GIRDER_ADMIN_LOGIN"], title],
+            env={"PATH": os.environ["PATH"], "GIRDER_MONGO_URI": self.stack["GIRDER_MONGO_URI"]},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        job, token = done.stdout.split()[-2:]
+        return job, {
+            "method": "PUT",
+            "url": f"{self.api}/job/{job}",
+            "headers": {"Girder-Token": token},
+            "logPrint": True,
+        }
 
     def cli(self, image: str, name: str) -> str:
         """The id of an ingested CLI."""
@@ -150,7 +187,9 @@ class GirderSite:
             return f"it ended with {seen['status']}: {_log(seen)}" if seen.get("status") in FINAL else ""
 
         try:
-            found: dict[str, Any] = wait_until(f"job {job} in {statuses}", look, seconds=seconds, give_up=give_up)
+            found: dict[str, Any] = wait_until(
+                f"job {job} in {statuses}", look, seconds=seconds, give_up=give_up
+            )
         except NotReached as error:
             msg = f"{error}; status {seen.get('status')}, progress {seen.get('progress')}, log: {_log(seen)[-2000:]}"
             raise NotReached(msg) from None

@@ -57,7 +57,10 @@ class Worker:
         """Starts it and waits until it takes tasks."""
         self.config.write_text(
             CONFIG.format(
-                root=self.root, sif=self.sif, registry=self.stack["DEVSTACK_REGISTRY"], poll_seconds=self.poll_seconds
+                root=self.root,
+                sif=self.sif,
+                registry=self.stack["DEVSTACK_REGISTRY"],
+                poll_seconds=self.poll_seconds,
             )
             + self.extra_config,
             encoding="utf-8",
@@ -73,12 +76,21 @@ class Worker:
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.stack.as_user([str(program), "worker"]), env=env, cwd="/", stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                self.stack.as_user([str(program), "worker"]),
+                env=env,
+                cwd="/",
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         wait_until(
-            "the worker is ready", lambda: b" ready." in self.log.read_bytes()[start:], seconds=60,
-            give_up=lambda: "" if self.is_running else f"it ended: {self.log.read_text(errors='replace')[-3000:]}",
+            "the worker is ready",
+            lambda: b" ready." in self.log.read_bytes()[start:],
+            seconds=60,
+            give_up=lambda: (
+                "" if self.is_running else f"it ended: {self.log.read_text(errors='replace')[-3000:]}"
+            ),
         )
         return self
 
@@ -131,5 +143,7 @@ class Worker:
 
     def slurm_job_id(self, girder_job: str) -> str:
         """The Slurm job of a Girder job; empty while there is none."""
-        ids = [entry["slurm_job_id"] for entry in self.entries_of(girder_job) if entry["event"] == "submitted"]
+        ids = [
+            entry["slurm_job_id"] for entry in self.entries_of(girder_job) if entry["event"] == "submitted"
+        ]
         return str(ids[-1]) if ids else ""
