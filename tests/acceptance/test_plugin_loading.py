@@ -73,6 +73,7 @@ def test_girder_s_local_worker_stays_as_it_is(
         "local",
         "-n",
         "plugin-test@%h",
+        "--loglevel=INFO",
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
