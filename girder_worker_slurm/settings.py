@@ -323,7 +323,9 @@ def load_settings(files: tuple[Path, ...] = (), environment: Mapping[str, str] |
         where = tuple(str(part) for part in problem["loc"][:2])
         source = origin.get(where, "") if len(where) == 2 else ""
         name = f"[{where[0]}] {where[1]}" if len(where) == 2 else ".".join(where) or "settings"
-        msg = f"{source + ': ' if source else ''}{name}: {problem['msg']} (got {problem.get('input')!r})."
+        # The input of a check of the whole is the whole, passwords included.
+        got = f" (got {problem.get('input')!r})" if len(where) == 2 else ""
+        msg = f"{source + ': ' if source else ''}{name}: {problem['msg']}{got}."
         raise SettingsInvalid(msg) from error
 
 
@@ -422,7 +424,7 @@ def _parse_ini(path: Path) -> list[_IniEntry]:
             key, value = line.split("=", 1)
             entries.append(_IniEntry(section, key.strip(), value.strip(), number))
         else:
-            msg = f"{path}:{number}: expected `[section]` or `name = value`, got {line!r}."
+            msg = f"{path}:{number}: expected `[section]` or `name = value`, got {line.partition(':')[0]!r}."
             raise SettingsInvalid(msg)
     return entries
 

@@ -81,9 +81,13 @@ class Intake:
     def _run(self) -> None:
         while not self._stop.is_set():
             batch = self._next_batch()
-            if batch:
-                self._write(batch)
-            self._check_limits()
+            try:
+                if batch:
+                    self._write(batch)
+                self._check_limits()
+            except Exception:
+                # What was not acknowledged stays with the broker and comes again with the next connection.
+                logger.exception("Tasks could not be taken; the taking goes on")
 
     def _next_batch(self) -> list[_Arrival]:
         batch: list[_Arrival] = []

@@ -62,7 +62,12 @@ class UnhandledMessages:
         self._keep(stored, f"The message cannot be decoded: {type(error).__name__}: {error}.", message)
 
     def _keep(self, stored: Mapping[str, Any], why: str, message: Any) -> None:
-        place = self._root.keep_unhandled(stored, why)
+        try:
+            place = self._root.keep_unhandled(stored, why)
+        except OSError as error:
+            # Not acknowledged, it stays with the broker and comes again with the next connection.
+            logger.error("%s It cannot be kept now (%s).", why, error)  # noqa: TRY400 - no bug, a full disk
+            return
         logger.error("%s (kept in %s)", why, place)
         message.ack()
         job = _job_of(stored, self._api_url)

@@ -152,7 +152,12 @@ class RunDirectories:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        with os.fdopen(descriptor, "rb") as handle:
+        try:
+            handle = os.fdopen(descriptor, "rb")
+        except OSError:  # a directory
+            os.close(descriptor)
+            return None
+        with handle:
             status = os.fstat(handle.fileno())
             if (
                 not stat.S_ISREG(status.st_mode)

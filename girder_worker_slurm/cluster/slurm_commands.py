@@ -126,7 +126,8 @@ def option_arguments(options: Sequence[tuple[str, str]]) -> list[str]:
         if not re.fullmatch(r"[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?", name):
             msg = f"`{name}` is not the name of an sbatch option."
             raise ValueError(msg)
-        if name in RESERVED_OPTIONS:
+        # sbatch takes the beginning of a long name for the name (seen: --outpu, --job-nam; 22.05.8).
+        if name in RESERVED_OPTIONS or (len(name) > 1 and any(o.startswith(name) for o in RESERVED_OPTIONS)):
             msg = f"The sbatch option `{name}` is set by the worker itself and cannot be chosen."
             raise ValueError(msg)
         if any(ord(character) < 32 or ord(character) == 127 for character in value):
@@ -220,7 +221,10 @@ def parse_scontrol(stdout: str) -> JobDetail | None:
     """The job in scontrol's one-line answer; None if it holds none."""
     for line in stdout.splitlines():
         if line.startswith("JobId="):
-            fields = {match[1]: match[2] for match in re.finditer(r"(?:^| )([A-Za-z_/:]+)=(\S*)", line)}
+            fields: dict[str, str] = {}
+            for match in re.finditer(r"(?:^| )([A-Za-z_/:]+)=(\S*)", line):
+                # The first one counts: a job's comment comes later, and may look like another field.
+                fields.setdefault(match[1], match[2])
             code, _, signal = fields.get("ExitCode", "0:0").partition(":")
             return JobDetail(
                 slurm_job_id=SlurmJobId(fields["JobId"]),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
 
-from girder_worker_singularity.mounts import Mount, mounts_from_docker_volumes
+from girder_worker_singularity.mounts import Mount, merge_mounts, mounts_from_docker_volumes
 from girder_worker_slurm.errors import InputUnavailable, NotSupported
 from girder_worker_slurm.girder.transfer_client import TransferClient
 
@@ -150,6 +150,7 @@ def stage(
     ]
     for value in transforms:
         clients.attach(value)
+        _check_names(value)
     direct = _mount_direct_files(transforms, rules)
     _separate_files(transforms, volume, run)
     apply = _Transformer(volume, check)
@@ -166,7 +167,7 @@ def stage(
         image=image_of(decoded),
         pull_policy=pull_policy(arguments.get("pull_image", True)),
         arguments=tuple(str(value) for value in values),
-        mounts=(own, *mounts, *direct),
+        mounts=tuple(merge_mounts((own, *mounts, *direct))),
         environment=_environment(merged.get("environment")),
         entrypoint=_words(merged.get("entrypoint")),
         working_dir=merged.get("working_dir"),
@@ -212,6 +213,28 @@ def walk(value: Any) -> Iterator[Any]:
     elif value is not None:
         yield value
         yield from walk(list(getattr(value, "_volumes", ()) or ()))
+
+
+def _check_names(value: Any) -> None:
+    """Raises NotSupported for an input whose name would lead out of its directory: Girder allows any name."""
+    name = getattr(value, "_filename", None) or getattr(value, "_folder_name", None)
+    if name is None and type(value).__name__ == "GirderFileIdToVolume":
+        name = _fetched(value.gc.getFile, value._file_id)["name"]  # noqa: SLF001 - stock attribute
+        value._filename = name  # noqa: SLF001
+    elif name is None and type(value).__name__ == "GirderFolderIdToVolume":
+        name = _fetched(value.gc.getFolder, value._folder_id)["name"]  # noqa: SLF001
+        value._folder_name = name  # noqa: SLF001
+    if isinstance(name, str) and ("/" in name or "\0" in name or name in ("", ".", "..")):
+        msg = f"An input is named {name!r} in Girder, which cannot be the name of a file. Rename it."
+        raise NotSupported(msg)
+
+
+def _fetched(get: Callable[[str], Any], identifier: str) -> Any:
+    try:
+        return get(identifier)
+    except HttpError as error:
+        msg = f"An input could not be fetched from Girder ({error.status}): {_words_of(error)}"
+        raise InputUnavailable(msg) from error
 
 
 class _Clients:
@@ -313,11 +336,13 @@ def _mount_direct_files(transforms: Sequence[Any], rules: StagingRules) -> tuple
 
 def _direct_source(path: str, rules: StagingRules) -> str | None:
     source = rules.mount_prefix.rstrip("/") + os.path.abspath(path)  # noqa: PTH100 - no symlink may be resolved
-    if rules.direct_paths and not any(
-        os.path.commonpath([source, allowed]) == allowed.rstrip("/") for allowed in rules.direct_paths
-    ):
+    if rules.direct_paths and not any(_is_below(source, allowed) for allowed in rules.direct_paths):
         return None
     return source if Path(source).is_file() and os.access(source, os.R_OK) else None
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return Path(directory).is_absolute() and Path(path).is_relative_to(directory)
 
 
 def _volumes(given: Any, apply: _Transformer) -> list[Mount]:

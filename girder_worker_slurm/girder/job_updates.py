@@ -101,8 +101,15 @@ class JobUpdates:
             msg = f"Girder did not answer for job {job.job_id}: {type(error).__name__}."
             raise GirderUnreachable(msg) from error
         if response.ok:
-            answer: dict[str, Any] = response.json()
-            return answer
+            try:
+                answer = response.json()
+            except ValueError:
+                answer = None
+            if isinstance(answer, dict):
+                return answer
+            # The page of a proxy while Girder is away, say.
+            msg = f"Something that is not Girder answered for job {job.job_id}."
+            raise GirderUnreachable(msg)
         _raise_for(response, job)
         raise AssertionError  # unreachable: _raise_for always raises
 

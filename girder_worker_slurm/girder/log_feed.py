@@ -28,6 +28,7 @@ _GIRDER_LOG_BYTES = 4 * 1024**2
 _READ_BYTES = 256 * 1024
 _UPDATE_BYTES = 512 * 1024
 _TAIL_SHARE = 0.2
+_COMPARED_BYTES = 64 * 1024
 
 
 @dataclass
@@ -143,8 +144,14 @@ class LogFeed:
     def settle_doubt(self, girder_log: str) -> None:
         """Decides, by what Girder's log ends with, whether the update under way arrived."""
         position = self._position
+        before = self._slice(max(0, position.sent - _COMPARED_BYTES), position.sent).decode(
+            "utf-8", errors="replace"
+        )
         doubtful = self._slice(position.sent, position.sending).decode("utf-8", errors="replace")
-        if doubtful and girder_log.endswith(doubtful):
+        # Lines repeat: what stands before is compared too, and a log that ends as it did before has got nothing.
+        has_all = self._slice(0, position.sending).decode("utf-8", errors="replace") == girder_log
+        has_less = self._slice(0, position.sent).decode("utf-8", errors="replace") == girder_log
+        if doubtful and not has_less and (has_all or girder_log.endswith(before + doubtful)):
             position.sent = position.sending
             position.entries += 1
         position.sending = position.sent
@@ -157,7 +164,7 @@ class LogFeed:
             stored = json.loads((self._record / "log.json").read_text(encoding="utf-8"))
             position = FeedPosition(**stored)
         except (OSError, ValueError, TypeError):
-            return FeedPosition()
+            position = FeedPosition()
         log = self._record / "girder.log"
         if log.exists() and log.stat().st_size > position.written:
             os.truncate(log, position.written)

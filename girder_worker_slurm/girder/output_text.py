@@ -20,6 +20,7 @@ _PROGRESS = re.compile(rb"<filter-progress>([^<]*)</filter-progress>")
 _OPENING = b"<filter-"
 #: An element is held back until its end is there, but not for ever: text may contain the opening by chance.
 _LONGEST_ELEMENT = 64 * 1024
+_LONGEST_NAME = 16
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ def read_output(data: bytes, *, final: bool = False) -> OutputText:
     text = _ELEMENTS.sub(b"", piece).decode("utf-8", errors="replace")
     progress = None
     message = None
-    if _OPENING in piece:
-        comments = _COMMENT.findall(piece)
-        names = _NAME.findall(piece)
+    # Also of an element that is held back for its line end: progress is not to be late.
+    if _OPENING in data:
+        comments = _COMMENT.findall(data)
+        names = _NAME.findall(data)
         last = comments or names
         if last:
             message = unescape(last[-1].decode("utf-8", errors="replace")).strip()
-        for value in _PROGRESS.findall(piece):
+        for value in _PROGRESS.findall(data):
             progress = _fraction(value, progress)
     return OutputText(text, progress, message, end)
 
@@ -74,17 +76,19 @@ def _held_back(data: bytes) -> int:
 
 def _open_element(data: bytes) -> int | None:
     """Where an element begins that has not ended yet."""
-    end = 0
-    for match in _ELEMENTS.finditer(data):
-        end = match.end()
-    rest = data.find(_OPENING, end)
-    while rest != -1:
-        closing = data.find(b">", rest)
-        name = data[rest + len(_OPENING) : closing if closing != -1 else None]
-        is_possible = len(name) <= 16 and re.fullmatch(rb"[a-z-]*", name) is not None
-        if is_possible and (closing == -1 or b"</filter-" + name + b">" not in data[closing:]):
-            return rest
-        rest = data.find(_OPENING, rest + 1)
+    position = data.find(_OPENING)
+    while position != -1:
+        match = _ELEMENTS.match(data, position)
+        if match is None:
+            closing = data.find(b">", position)
+            name = data[position + len(_OPENING) : closing if closing != -1 else None]
+            is_possible = len(name) <= _LONGEST_NAME and re.fullmatch(rb"[a-z-]*", name) is not None
+            if is_possible and (closing == -1 or b"</filter-" + name + b">" not in data[closing:]):
+                return position
+        elif match.end() == len(data) and data.endswith(b">"):
+            # Its line end belongs to it and is on the way.
+            return position
+        position = data.find(_OPENING, position + 1 if match is None else match.end())
     return None
 
 

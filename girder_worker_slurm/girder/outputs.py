@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
@@ -87,6 +87,7 @@ def after_failure(
         try:
             # An artifact's own exception() would look for the file at its path in the container.
             if getattr(hook, "_upload_on_exception", False):
+                _refuse_escaping_name(hook)
                 hook.transform(None, _default_temp_volume=volume)
             elif callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"):
                 hook.exception()
@@ -124,11 +125,28 @@ def _leads_into(link: Path, directory: Path) -> bool:
 def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
     if not callable(getattr(hook, "transform", None)):
         return None
+    _refuse_escaping_name(hook)
     try:
         return hook.transform(None, _default_temp_volume=volume)
+    except SlurmWorkerError:
+        raise
     except FileNotFoundError as error:
         msg = f"The analysis ended without error but did not write its output {error.filename or ''}."
         raise OutputRefused(msg) from error
     except HttpError as error:
         msg = f"Girder refused an output ({error.status}). The outputs are kept in {run / 'volume'}."
         raise OutputRefused(msg) from error
+    except OSError:
+        raise
+    except Exception as error:
+        # A hook is foreign code: what it raises it would raise again.
+        msg = f"{type(hook).__name__} failed: {type(error).__name__}: {error}. The outputs are kept in {run / 'volume'}."
+        raise OutputRefused(msg) from error
+
+
+def _refuse_escaping_name(hook: Any) -> None:
+    """Raises OutputRefused for a name that leads out of the volume: it is what a user typed."""
+    name = getattr(getattr(hook, "_volumepath", None), "filename", None)
+    if isinstance(name, str) and (".." in PurePath(name).parts or PurePath(name).is_absolute()):
+        msg = f"The output name {name!r} leads out of the job's directory."
+        raise OutputRefused(msg)

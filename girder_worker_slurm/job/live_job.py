@@ -17,6 +17,7 @@ class LiveJob:
 
     __slots__ = (
         "announced",
+        "cancel_begun_at",
         "cancel_seen",
         "cancel_sent_at",
         "decoded",
@@ -28,6 +29,7 @@ class LiveJob:
         "is_busy",
         "is_parked",
         "last_flush",
+        "looks",
         "missing",
         "next_log_look",
         "next_status_check",
@@ -49,6 +51,7 @@ class LiveJob:
         #: Why the job was cancelled in Girder, as soon as anyone noticed; recorded at the next step.
         self.cancel_seen = ""
         self.cancel_sent_at = 0.0
+        self.cancel_begun_at = 0.0
         #: Events that came while the job was busy.
         self.inbox: list[JobEvent] = []
         self.feed: LogFeed | None = None
@@ -63,6 +66,8 @@ class LiveJob:
         self.next_log_look = 0.0
         #: Good listings in a row that did not have the job.
         self.missing = 0
+        #: How often Slurm was asked about an end that it had not noticed yet.
+        self.looks = 0
         #: Monotonic time since when Slurm says the job has ended; 0 while it does not.
         self.final_since = 0.0
         self.resubmits = 0

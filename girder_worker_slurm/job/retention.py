@@ -42,7 +42,13 @@ class Retention:
         if now < self._next:
             return 0
         self._next = now + _EVERY_SECONDS
-        return sum(self._remove_if_old(self._root.ended / name) for name in os.listdir(self._root.ended))
+        removed = 0
+        for name in os.listdir(self._root.ended):
+            try:
+                removed += self._remove_if_old(self._root.ended / name)
+            except OSError as error:
+                logger.warning("The ended job %s cannot be removed: %s", name, error)
+        return removed
 
     def _remove_if_old(self, path: Path) -> bool:
         try:

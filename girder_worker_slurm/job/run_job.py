@@ -36,6 +36,7 @@ from girder_worker_singularity.container import (
 )
 from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, DecodedTask, decode
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import (
     JobCancelled,
     JobDeleted,
@@ -58,12 +59,12 @@ from girder_worker_slurm.girder.job_updates import (
     TransitionRefused,
 )
 from girder_worker_slurm.girder.log_feed import LogFeed
-from girder_worker_slurm.job.state import GirderJob, Outcome, Phase, Verdict
+from girder_worker_slurm.job.state import DELETED, GirderJob, Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import (
-    DELETED,
     cancelled,
     final_outcome,
     never_started,
+    requeued,
     vanished,
     verdict_of_event,
     verdict_of_last_word,
@@ -91,6 +92,7 @@ _KILL_AFTER_SECONDS = 60.0
 _CANCEL_AGAIN_SECONDS = 20.0
 _MUTE_SECONDS = 3600.0
 _DIRECT = "direct"
+_BEFORE_START = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
 
 
 class ResultSender(Protocol):
@@ -452,12 +454,10 @@ class JobStory:
             self._cluster(job).cancel(ids)
             job.record.decide(cancelled(state))
             return
-        is_late = (
-            bool(job.cancel_sent_at)
-            and now - job.cancel_sent_at >= _KILL_AFTER_SECONDS - _CANCEL_AGAIN_SECONDS
-        )
-        self._cluster(job).cancel(ids, kill=is_late)
+        job.cancel_begun_at = job.cancel_begun_at or now
+        self._cluster(job).cancel(ids, kill=now - job.cancel_begun_at >= _KILL_AFTER_SECONDS)
         job.cancel_sent_at = now
+        raise Later(_CANCEL_AGAIN_SECONDS)
 
     def judge(self, job: LiveJob) -> None:
         """Decides how the job ended."""
@@ -724,9 +724,14 @@ class JobStory:
             # Ids are given out again: a job of another name is not ours.
             return self._verdict_of_absence(job)
         job.missing = 0
-        if detail.state in ("COMPLETING", "RUNNING", "PENDING", "CONFIGURING", "SUSPENDED"):
+        if detail.state not in FINAL_STATES:
+            if state.ended is not None and detail.state in _BEFORE_START:
+                # Slurm would start it once more; its claim is taken, so that would do nothing.
+                self._cluster(job).cancel([detail.slurm_job_id])
+                return requeued(state, detail)
             if state.ended is not None or state.cluster == _DIRECT:
-                raise Later(0.5)
+                job.looks += 1
+                raise Later(min(10.0, 0.5 * 1.2**job.looks))
             job.final_since = 0.0
             return None
         if state.ended is None and not self._do.runs.claim(state.token, f"ended: {detail.state}"):

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+#: Why a job whose Girder job was deleted is cancelled; nothing is reported about it.
+DELETED = "deleted"
+
+
 class Phase(enum.IntEnum):
     """How far a job has come. A job never goes back, except to a new attempt or submission."""
 
@@ -197,7 +201,9 @@ def _ended(state: JobState, entry: Mapping[str, Any]) -> JobState:
 
 
 def _cancel(state: JobState, entry: Mapping[str, Any]) -> JobState:
-    return state if state.cancel else replace(state, cancel=str(entry.get("why") or "cancelled"))
+    why = str(entry.get("why") or "cancelled")
+    # The first reason stays; but once the Girder job is gone there is nobody to report to.
+    return replace(state, cancel=why) if not state.cancel or why == DELETED else state
 
 
 def _verdict(state: JobState, entry: Mapping[str, Any]) -> JobState:

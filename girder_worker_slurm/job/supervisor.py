@@ -320,8 +320,9 @@ class Supervisor:
 
     def _after_bug(self, job: LiveJob, name: str, error: BaseException) -> None:
         logger.error("Job %s: unexpected error in step %s", job.task_id, name, exc_info=error)
-        if job.state.phase >= Phase.SUBMITTING or step_is_update(name):
-            # The Slurm job, or the outputs, must not be lost for a mistake of ours.
+        gives_up = name == "deliver" and job.failures >= len(_BACKOFF_SECONDS)
+        if (job.state.phase >= Phase.SUBMITTING and not gives_up) or step_is_update(name):
+            # The Slurm job must not be lost for a mistake of ours.
             self._retry(job, name, error)
             return
         sentence = f"The worker met an unexpected error in step {name}: {type(error).__name__}: {error}. Its log has the details."

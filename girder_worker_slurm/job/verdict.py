@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
-from girder_worker_slurm.job.state import JobState, Outcome, Verdict
+from girder_worker_slurm.job.state import DELETED, JobState, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +35,6 @@ _SIGNALS = {
     13: "SIGPIPE",
     15: "SIGTERM",
 }
-
-#: Deleted Girder jobs are cancelled for this reason, and nothing is reported about them.
-DELETED = "deleted"
 
 
 def final_outcome(state: JobState) -> Verdict:
@@ -181,6 +178,17 @@ def vanished(state: JobState) -> Verdict:
         "vanished",
         f"Slurm job {state.slurm_job_id} had started{_on(started)} and is gone from Slurm without a word about its end."
         " It is not started a second time by itself: start the job again.",
+    )
+
+
+def requeued(state: JobState, detail: JobDetail) -> Verdict:
+    """The job was put back into the queue while it ran."""
+    if state.cancel:
+        return cancelled(state)
+    return _slurm(
+        "requeued",
+        f"Slurm job {detail.slurm_job_id} was put back into the queue while it ran{_on(state.ended or {})}, by an"
+        " administrator or for another job. It is not run a second time by itself: start the job again.",
     )
 
 

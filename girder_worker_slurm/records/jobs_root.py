@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 
 from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseWatch, Standing
 from girder_worker_slurm.errors import RecordDamaged, StartRefused
-from girder_worker_slurm.records.record import Record, directory_name, write_durably
+from girder_worker_slurm.records.record import Record, directory_name, json_text, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,12 @@ class JobsRoot:
         wanted = {"broker": broker_identity(broker_url), "queues": sorted(queues)}
         file = self.path / "root.json"
         if not file.exists():
-            write_durably(file, json.dumps({"version": 1, "id": uuid.uuid4().hex[:6], **wanted}) + "\n")
+            draft = file.with_name(f".root-{uuid.uuid4().hex}")
+            write_durably(draft, json.dumps({"version": 1, "id": uuid.uuid4().hex[:6], **wanted}) + "\n")
+            # Workers that start together: one of them names the root.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, file)
+            draft.unlink()
         stored = json.loads(file.read_text(encoding="utf-8"))
         found = {"broker": stored.get("broker"), "queues": stored.get("queues")}
         if found != wanted:
@@ -107,9 +113,12 @@ class JobsRoot:
         return self._lease
 
     def own_records(self) -> Iterator[Record]:
-        """The records of jobs that this worker carries."""
+        """The records of jobs that this worker carries, taken over from whoever had its name before.
+
+        One of that name may still run, frozen, and believe that it owns them.
+        """
         for record in self._load_all():
-            if record.owner() == self.worker_id:
+            if record.owner() == self.worker_id and record.take_over():
                 yield record
 
     def orphaned_records(self, clock: Clock) -> Iterator[Record]:
@@ -176,6 +185,6 @@ class JobsRoot:
         """Keeps a message that cannot be run here, for `girder-slurm requeue`; returns where."""
         directory = self.unhandled / directory_name(str(message.get("task_id") or uuid.uuid4().hex))
         directory.mkdir(mode=0o700, exist_ok=True)
-        write_durably(directory / "message.json", json.dumps(message, ensure_ascii=False))
+        write_durably(directory / "message.json", json_text(message))
         write_durably(directory / "reason.txt", why + "\n", sync=False)
         return directory

@@ -41,6 +41,16 @@ def directory_name(task_id: str) -> str:
     return "h-" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
+def json_text(value: Mapping[str, Any]) -> str:
+    """JSON that people can read, and that every file can hold: text may have lone surrogates from a broken sender."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return text
+
+
 def write_durably(path: Path, text: str, *, sync: bool = True) -> None:
     """Replaces a file as a whole: a reader sees the old or the new text, also after a crash."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
@@ -93,7 +103,7 @@ class Record:
         try:
             accepted = {"event": "accepted", "at": at}
             for name, text, sync in (
-                ("message.json", json.dumps(message, ensure_ascii=False), True),
+                ("message.json", json_text(message), True),
                 ("state.jsonl", json.dumps(accepted) + "\n", False),
                 ("owner.1", worker_id, False),
             ):
@@ -131,10 +141,11 @@ class Record:
             entries = read_entries(path / "state.jsonl", repair=repair) or [
                 {"event": "accepted", "at": path.stat().st_mtime}
             ]
-        except (OSError, ValueError) as error:
-            msg = f"Record {path} cannot be read: {error}."
+            state = fold(entries)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"Record {path} cannot be read: {type(error).__name__}: {error}."
             raise RecordDamaged(msg) from error
-        record = cls(path, path.name, worker_id, epoch, fold(entries))
+        record = cls(path, path.name, worker_id, epoch, state)
         if path.name.startswith("h-"):
             record.task_id = str(record.message()["task_id"])
         return record
@@ -185,7 +196,7 @@ class Record:
         """Records one entry and returns the new state; with `durable` it survives a power cut."""
         self.check_ownership()
         entry = {"event": event, **fields}
-        line = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
+        line = json_text(entry) + "\n"
         descriptor = os.open(self.path / "state.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             data = line.encode("utf-8")

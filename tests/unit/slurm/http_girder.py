@@ -69,7 +69,11 @@ class HttpGirder:
             return self._begin(parameters, parts[1])
         if parts[0] == "file" and parts[1] in self.files:
             name, data = self.files[parts[1]]
-            return 200, data if parts[-1] == "download" else {"_id": parts[1], "name": name, "size": len(data)}
+            return 200, data if parts[-1] == "download" else {
+                "_id": parts[1],
+                "name": name,
+                "size": len(data),
+            }
         return 400, {"message": "Invalid file id", "type": "validation", "field": "id"}
 
     def _begin(self, parameters: dict, replaced: str) -> tuple[int, object]:
@@ -78,7 +82,13 @@ class HttpGirder:
         if size == 0:
             return 200, self._finish({"name": name, "data": b"", "replaced": replaced, "parent": parameters})
         upload = self.new_id("u")
-        self.uploads[upload] = {"name": name, "size": size, "data": b"", "replaced": replaced, "parent": parameters}
+        self.uploads[upload] = {
+            "name": name,
+            "size": size,
+            "data": b"",
+            "replaced": replaced,
+            "parent": parameters,
+        }
         return 200, {"_id": upload}
 
     def _chunk(self, parameters: dict, body: bytes) -> tuple[int, object]:

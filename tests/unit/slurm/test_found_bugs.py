@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import threading
+import time
 
+import jsonpickle
 import pytest
 from girder_worker.docker.transforms.girder import GirderFileIdToVolume
 from slicer_cli_web.girder_worker_plugin.direct_docker_run import DirectGirderFileIdToVolume
 
-from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
-from girder_worker_slurm.cluster.budget import CallBudget
-from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
-from girder_worker_slurm.cluster.slurm_commands import option_arguments, parse_scontrol
+from girder_worker_singularity.testing import FakeClock
+from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
+from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.errors import (
-    ClusterUnreachable,
-    GirderUnreachable,
     InputUnavailable,
     NotSupported,
     OutputRefused,
     OwnershipLost,
-    RecordDamaged,
-    SettingsInvalid,
 )
-from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.girder.log_feed import LogFeed
 from girder_worker_slurm.girder.output_text import read_output
-from girder_worker_slurm.job.state import GirderJob
+from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
-from girder_worker_slurm.settings import load_settings
 from girder_worker_slurm.testing import FakeProgram
-from tests.unit.slurm.http_girder import Mishap, http_girder
-from tests.unit.slurm.site import Site, message_of
+from tests.unit.slurm.http_girder import http_girder
+from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
 from tests.unit.slurm.test_inputs import Bench as InputBench
+from tests.unit.slurm.test_intake import Bench as IntakeBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench
+from tests.unit.slurm.test_script import Bench as ScriptBench
 
 
 @pytest.fixture
 def site(tmp_path):
     return Site(tmp_path)
-
-
-def test_the_jobs_last_word_is_not_lost_when_the_disk_is_full_for_a_moment(site):
-    """Supervisor._advance empties the inbox before it has recorded it: an OSError then loses `ended` for good."""
-    site.cluster.default_program = FakeProgram(is_endless=True)
-    record = site.task()
-    site.run_until(lambda: site.state().started is not None)
-    site.cluster.finish(site.state().slurm_job_id)
-    log, away = record.path / "state.jsonl", record.path / "state.away"
-    log.rename(away)
-    log.mkdir()  # as a full disk: it cannot be written
-    for _ in range(4):
-        try:
-            site.turn()
-        except OSError:
-            site.clock.advance(1.0)
-    log.rmdir()
-    away.rename(log)
-    site.run_to_the_end()
-    assert site.shown().status == 3, site.state().verdict
 
 
 def test_a_cancel_that_got_lost_is_sent_again(site):
@@ -111,17 +91,6 @@ def test_a_job_that_has_not_ended_keeps_its_right_to_start(site, word):
     assert site.runs.claimed_by(site.state().token) == ""
 
 
-def test_an_expired_token_is_no_unexpected_error(site, caplog):
-    """flush() asks for the log to settle a doubt outside of its `except AccessRefused`."""
-    site.cluster.default_program = FakeProgram(is_endless=True)
-    site.task()
-    site.run_until(lambda: site.state().started is not None and site.job().announced)
-    site.girder.refuses_access = True
-    (site.runs.path(site.state().token) / "output.log").write_bytes(b"new\n")
-    site.run_for(30)
-    assert "unexpected error" not in caplog.text
-
-
 def test_a_worker_that_lost_its_lease_to_one_of_the_same_name_loses_its_jobs(tmp_path):
     """A worker that starts takes its own records up at their epoch: the frozen one of that name still owns them."""
     clock = FakeClock()
@@ -160,37 +129,6 @@ def test_workers_that_start_together_agree_on_the_id_of_the_root(tmp_path):
         assert len(set(seen)) == 1
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"event": "submitted"},
-        {"event": "verdict", "outcome": "of a newer version", "code": "", "sentence": ""},
-        {"event": "attempt", "number": "x"},
-    ],
-)
-def test_a_record_that_cannot_be_added_up_does_not_keep_the_worker_from_starting(tmp_path, entry):
-    """Record.load() adds up outside of its try: KeyError and ValueError leave own_records() and end the start."""
-    root = JobsRoot(tmp_path / "jobs", "w1")
-    root.prepare()
-    bad = Record.create(root.records, message_of("bad"), worker_id="w1", at=0.0)
-    Record.create(root.records, message_of("good"), worker_id="w1", at=0.0)
-    with (bad.path / "state.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-    with pytest.raises(RecordDamaged):
-        Record.load(bad.path, worker_id="w1")
-    assert [record.task_id for record in root.own_records()] == ["good"]
-
-
-def test_a_crash_before_the_first_position_is_saved_loses_and_repeats_nothing(tmp_path):
-    """LogFeed._load() cuts girder.log only where there is a log.json."""
-    (tmp_path / "girder.log").write_bytes(b"one\n")  # written; the worker died before log.json was
-    output = tmp_path / "output.log"
-    output.write_bytes(b"one\ntwo\n")
-    feed = LogFeed(tmp_path, output, limit_bytes=1000)
-    feed.read(final=True)
-    assert feed.next_update().text == "one\ntwo\n"
-
-
 def test_a_line_that_is_the_same_as_the_one_before_is_not_lost_in_a_doubt(tmp_path):
     """settle_doubt() compares only ends: "." after "." seems to have arrived."""
     output = tmp_path / "output.log"
@@ -218,52 +156,6 @@ def test_the_line_end_after_an_element_goes_with_it_also_when_it_comes_later():
     piece = read_output(b"a\n<filter-progress>0.5</filter-progress>")
     rest = read_output(b"a\n<filter-progress>0.5</filter-progress>"[piece.consumed :] + b"\nb\n", final=True)
     assert piece.text + rest.text == "a\nb\n"
-
-
-def test_a_password_is_not_in_an_error_about_the_settings(tmp_path):
-    """pydantic's `input` of a model validator is the whole input, broker address included."""
-    file = tmp_path / "worker.local.cfg"
-    file.write_text("[celery]\nbroker = amqp://user:geheim@host/\nqueues = local\n")
-    with pytest.raises(SettingsInvalid) as caught:
-        load_settings((file,), {})
-    assert "geheim" not in str(caught.value)
-
-
-def test_a_password_is_not_in_an_error_about_a_broken_line(tmp_path):
-    file = tmp_path / "worker.local.cfg"
-    file.write_text("[celery]\nbroker: amqp://user:geheim@host/\n")
-    with pytest.raises(SettingsInvalid) as caught:
-        load_settings((file,), {})
-    assert "geheim" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["outpu", "job-nam", "wra", "chdi", "expor", "ui", "arra"])
-def test_a_reserved_option_cannot_be_chosen_by_the_beginning_of_its_name(name):
-    """sbatch takes abbreviations: `--outpu=/x` is `--output=/x`, and what comes later wins."""
-    with pytest.raises(ValueError, match="cannot be chosen"):
-        option_arguments([(name, "x")])
-
-
-def test_a_comment_cannot_pretend_another_state():
-    """parse_scontrol() lets later fields win, and the comment of a job comes later."""
-    line = "JobId=7 JobName=gw-1 JobState=FAILED Reason=None ExitCode=3:0 Comment=x JobState=COMPLETED ExitCode=0:0\n"
-    detail = parse_scontrol(line)
-    assert (detail.state, detail.exit_code) == ("FAILED", 3)
-
-
-def test_a_listing_whose_middle_was_left_out_is_no_listing():
-    """CommandResult.truncated is never looked at: a long queue would show jobs as missing."""
-
-    class Cutting(FakeCommandRunner):
-        def run(self, argv, **how):
-            result = super().run(argv, **how)
-            return type(result)(result.argv, 0, result.stdout, "", truncated=True)
-
-    clock = FakeClock()
-    runner = Cutting({"squeue": FakeAnswer(stdout="1|RUNNING|None|gw-1\n")})
-    cluster = CommandCluster(runner, clock, CallBudget(50.0, clock), CommandOptions(users=("u",)))
-    with pytest.raises(ClusterUnreachable):
-        cluster.snapshot()
 
 
 @pytest.fixture
@@ -302,7 +194,9 @@ def test_one_file_as_two_inputs_is_mounted_once(tmp_path, girder):
     (tmp_path / "asset").write_bytes(b"x")
     bench = InputBench(tmp_path / "b", girder.url)
     inputs = [
-        DirectGirderFileIdToVolume("f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client)
+        DirectGirderFileIdToVolume(
+            "f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client
+        )
         for _ in range(2)
     ]
     task = bench.stage(*inputs)
@@ -310,23 +204,116 @@ def test_one_file_as_two_inputs_is_mounted_once(tmp_path, girder):
     assert len(places) == len(set(places))
 
 
-def test_an_answer_that_is_no_json_is_girder_unreachable(girder):
-    """A proxy's page with 200 is a bug to the supervisor: in admit() the job ends with ERROR for it."""
-    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"<html>Down for maintenance</html>"))
-    with pytest.raises(GirderUnreachable):
-        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
-
-
-def test_an_empty_answer_is_girder_unreachable(girder):
-    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"null"))
-    with pytest.raises(GirderUnreachable):
-        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
-
-
 def test_an_allowed_directory_that_is_not_absolute_does_not_end_the_job(tmp_path, girder):
     """os.path.commonpath refuses to mix absolute and relative paths: ValueError, an internal error of the job."""
     girder.files["f1"] = ("a", b"x")
     (tmp_path / "asset").write_bytes(b"x")
     bench = InputBench(tmp_path / "b", girder.url)
-    wanted = DirectGirderFileIdToVolume("f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client)
+    wanted = DirectGirderFileIdToVolume(
+        "f1", filename="a", direct_file_path=str(tmp_path / "asset"), gc=bench.client
+    )
     assert bench.stage(wanted, rules={"direct_paths": ("assetstore",)}).arguments
+
+
+def test_one_message_that_cannot_be_written_does_not_end_the_taking_of_all_others(tmp_path):
+    """A lone surrogate (py-amqp lets them through) is a UnicodeEncodeError: the writer's thread ends silently."""
+    bench = IntakeBench(tmp_path)
+    bench.intake.start()
+    poison = broker_message([[], {}, {}], headers={"id": "bad", "task": "x", "argsrepr": "\ud800"})
+    bench.intake.take(poison, lambda: bench.seen.append("bad"), lambda: bench.seen.append("bad"))
+    until = time.monotonic() + 2
+    while bench.intake._thread.is_alive() and not bench.seen and time.monotonic() < until:
+        time.sleep(0.005)
+    assert bench.intake._thread.is_alive()
+    bench.take("good")
+    while not bench.root.has("good"):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    bench.intake.stop()
+
+
+def test_a_log_that_cannot_be_removed_does_not_keep_all_others_for_ever(tmp_path):
+    """Retention.remove_old() ends at the first OSError, and begins with the same record an hour later."""
+    root = JobsRoot(tmp_path / "jobs", "w1")
+    root.prepare()
+    runs = RunDirectories(root.path)
+    runs.prepare()
+    names = [f"t{number}" for number in range(12)]
+    for name in names:
+        record = Record.create(root.records, message_of(name), worker_id="w1", at=0.0)
+        log = tmp_path / f"{name}.log"
+        record.append("attempt", number=1, token=f"gw-{name}", nonce="n", log_path=str(log))
+        root.end(record)
+    (tmp_path / "t5.log").mkdir()  # nobody can unlink a directory
+    clock = FakeClock(now=4_000_000_000.0)
+    retention = Retention(root, runs, clock, keep_days=7, keep_failed_days=30)
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            retention.remove_old()
+        clock.advance(4000.0)
+    assert {path.name for path in root.ended.iterdir()} <= {"t5"}
+
+
+class BrokenHook:
+    """A result hook that fails for good, as one of another package's version might."""
+
+    def transform(self, *_args, **_kwargs):
+        raise KeyError("no such attribute in this version")
+
+
+def test_a_result_hook_that_fails_for_good_ends_the_job(site):
+    """_after_bug() tries a step after the submission for ever: RUNNING in Girder until an administrator sees it."""
+    hook = json.loads(jsonpickle.encode(BrokenHook()))
+    message = message_of("t1", hooks=[hook], image="image:1", container_args=[], pull_image=False)
+    site.girder.jobs["job-t1"] = GirderJobOfFake()
+    record = Record.create(site.root.records, message, worker_id="w1", at=0.0)
+    site.supervisor.accept(record)
+    site.run_to_the_end(seconds=1800)
+    assert site.shown().status == 4
+
+
+def test_a_deleted_job_that_was_cancelled_before_does_not_fill_its_record(site):
+    """notice_deleted() appends `cancel` each time, because the first reason stays: one line per answer of Girder."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.cluster.obeys_term = False
+    site.task()
+    site.run_until(lambda: site.state().started is not None and site.job().announced)
+    site.revoked.add("t1")
+    site.run_for(5)
+    del site.girder.jobs["job-t1"]
+    log = site.runs.path(site.state().token) / "output.log"
+    for number in range(20):
+        with log.open("a") as file:
+            file.write(f"{number}\n")
+        site.run_for(3)
+    assert site.entries().count("cancel") <= 2
+
+
+def test_a_message_that_cannot_be_kept_stays_with_the_broker_and_the_consumer_goes_on(tmp_path):
+    """UnhandledMessages._keep() lets the OSError of a full disk into Celery's event loop."""
+    root = JobsRoot(tmp_path / "jobs", "w1")
+    root.prepare()
+    root.unhandled.rmdir()
+    root.unhandled.write_text("as a full disk")
+    unhandled = UnhandledMessages(root, None, FakeClock(), lambda work: work())
+    answers = []
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": "not.installed"})
+    message.ack = lambda: answers.append("ack")
+    message.requeue = lambda: answers.append("requeue")
+    message.reject = lambda requeue=False: answers.append("requeue" if requeue else "reject")
+    unhandled.unknown_task(message)
+    assert "ack" not in answers
+
+
+def test_the_exit_code_of_a_container_is_not_lost_when_it_gets_the_signal_as_well(tmp_path):
+    """bash 5.2: `wait` for a child that it reaped while a trap ran gives -1; Slurm signals script and container."""
+    script = 'trap "exit 5" TERM; echo ready; while :; do sleep 0.005; done'
+    codes = []
+    for number in range(12):
+        bench = ScriptBench(tmp_path / str(number), ("/bin/bash", "-c", script))
+        process = bench.start()
+        bench.wait_for(lambda bench=bench: bench.log.exists() and bench.log.read_text() != "", "the start")
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=20)
+        codes.append(bench.events()["ended"].fields["exit_code"])
+    assert codes == [5] * 12

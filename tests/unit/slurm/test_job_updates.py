@@ -102,3 +102,15 @@ def test_errors_do_not_tell_the_token(girder, job):
     with pytest.raises(AccessRefused) as caught:
         JobUpdates().update(job)
     assert "secret" not in str(caught.value)
+
+
+def test_an_answer_that_is_no_json_is_girder_unreachable(girder):
+    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"<html>Down for maintenance</html>"))
+    with pytest.raises(GirderUnreachable):
+        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
+
+
+def test_an_empty_answer_is_girder_unreachable(girder):
+    girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"null"))
+    with pytest.raises(GirderUnreachable):
+        JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from girder_worker_singularity.testing import FakeClock
-from girder_worker_slurm.errors import StartRefused
+from girder_worker_slurm.errors import RecordDamaged, StartRefused
 from girder_worker_slurm.records.jobs_root import JobsRoot, broker_identity
 from girder_worker_slurm.records.record import Record
 
@@ -37,7 +37,14 @@ def add(root, task_id="t1"):
 def test_the_directories_are_private(root):
     root.prepare()
     assert root.path.stat().st_mode & 0o077 == 0
-    assert {path.name for path in root.path.iterdir()} >= {"record", "ended", "run", "spool", "workers", "unhandled"}
+    assert {path.name for path in root.path.iterdir()} >= {
+        "record",
+        "ended",
+        "run",
+        "spool",
+        "workers",
+        "unhandled",
+    }
 
 
 def test_a_root_that_cannot_be_made_says_what_to_do(tmp_path):
@@ -163,7 +170,9 @@ def test_of_two_workers_that_see_an_orphan_one_takes_it(root, tmp_path, clock):
     second, third = made(tmp_path, "w2"), made(tmp_path, "w3")
     taken = []
     for _ in range(20):
-        taken += [record.worker_id for record in (*second.orphaned_records(clock), *third.orphaned_records(clock))]
+        taken += [
+            record.worker_id for record in (*second.orphaned_records(clock), *third.orphaned_records(clock))
+        ]
         clock.advance(5.0)
     assert len(taken) == 1
 
@@ -187,7 +196,7 @@ def test_a_record_that_ended_before_is_replaced_by_its_new_end(root):
 def test_records_are_found_by_every_name_a_person_has(root):
     record = add(root, "task-abc")
     record.append("admitted", kind="container", girder={"url": "http://g/job/64f0aa", "token": "t"})
-    record.append("attempt", number=1, token="gw-1-zz", nonce="n")  # noqa: S106
+    record.append("attempt", number=1, token="gw-1-zz", nonce="n")
     record.append("submitted", slurm_job_id="4711")
     add(root, "other")
     for text in ("task-abc", "task", "64f0aa", "64f", "4711", "gw-1-zz"):
@@ -202,3 +211,23 @@ def test_a_message_that_cannot_be_run_is_kept_with_the_reason(root):
     assert json.loads((place / "message.json").read_text())["headers"] == {"x": 1}
     assert "not installed" in (place / "reason.txt").read_text()
     assert root.keep_unhandled({"task_id": ""}, "no id").parent == root.unhandled
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"event": "submitted"},
+        {"event": "verdict", "outcome": "of a newer version", "code": "", "sentence": ""},
+        {"event": "attempt", "number": "x"},
+    ],
+)
+def test_a_record_that_cannot_be_added_up_does_not_keep_the_worker_from_starting(tmp_path, entry):
+    root = JobsRoot(tmp_path / "jobs", "w1")
+    root.prepare()
+    bad = Record.create(root.records, {"task_id": "bad"}, worker_id="w1", at=0.0)
+    Record.create(root.records, {"task_id": "good"}, worker_id="w1", at=0.0)
+    with (bad.path / "state.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    with pytest.raises(RecordDamaged):
+        Record.load(bad.path, worker_id="w1")
+    assert [record.task_id for record in root.own_records()] == ["good"]

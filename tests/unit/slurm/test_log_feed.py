@@ -184,7 +184,9 @@ def test_a_death_between_the_text_and_its_position_loses_and_repeats_nothing(ben
     position = (bench.record / "log.json").read_bytes()
     bench.write("two\n")
     bench.feed.read()
-    (bench.record / "log.json").write_bytes(position)  # the text is there, the worker died before its position was
+    (bench.record / "log.json").write_bytes(
+        position
+    )  # the text is there, the worker died before its position was
     bench.reload()
     bench.feed.read(final=True)
     bench.send_all()
@@ -273,3 +275,12 @@ def test_the_record_is_private(bench):
     bench.feed.note("x")
     for name in ("girder.log", "log.json"):
         assert (bench.record / name).stat().st_mode & 0o077 == 0
+
+
+def test_a_crash_before_the_first_position_is_saved_loses_and_repeats_nothing(tmp_path):
+    (tmp_path / "girder.log").write_bytes(b"one\n")  # written; the worker died before log.json was
+    output = tmp_path / "output.log"
+    output.write_bytes(b"one\ntwo\n")
+    feed = LogFeed(tmp_path, output, limit_bytes=1000)
+    feed.read(final=True)
+    assert feed.next_update().text == "one\ntwo\n"

@@ -44,7 +44,12 @@ WORDS = [
 ]
 
 
-@given(st.lists(st.sampled_from([word for word in WORDS if b"start" not in word and b"name" not in word]), max_size=8), st.data())
+@given(
+    st.lists(
+        st.sampled_from([word for word in WORDS if b"start" not in word and b"name" not in word]), max_size=8
+    ),
+    st.data(),
+)
 def test_where_the_output_is_cut_makes_no_difference(words, data):
     output = b"|".join(words)
     cuts = data.draw(st.lists(st.integers(0, len(output)), max_size=6))

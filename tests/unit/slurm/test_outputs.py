@@ -48,9 +48,7 @@ class Bench:
 
     def after_failure(self, *hooks):
         decoded = DecodedTask((), {}, {}, None, hooks)
-        return after_failure(
-            decoded, self.record, run=self.run, name="t1", api_url="", check=lambda: None
-        )
+        return after_failure(decoded, self.record, run=self.run, name="t1", api_url="", check=lambda: None)
 
 
 @pytest.fixture
@@ -151,7 +149,9 @@ def test_after_a_failure_only_what_is_meant_for_it_is_kept(bench, girder):
     bench.write("log.txt", b"log")
     bench.write("out.csv", b"out")
     artifacts = [
-        GirderUploadVolumePathJobArtifact(VolumePath(name), job_id="j", upload_on_exception=wanted, gc=bench.client)
+        GirderUploadVolumePathJobArtifact(
+            VolumePath(name), job_id="j", upload_on_exception=wanted, gc=bench.client
+        )
         for name, wanted in (("log.txt", True), ("out.csv", False))
     ]
     problems = bench.after_failure(*artifacts, bench.to_folder("out.csv"))

@@ -75,7 +75,9 @@ def test_nobody_else_can_read_a_record(record):
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
-@pytest.mark.parametrize("task_id", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "x" * 300, "größe", "a b", "a\n", "-rf"])
+@pytest.mark.parametrize(
+    "task_id", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "x" * 300, "größe", "a b", "a\n", "-rf"]
+)
 def test_an_odd_task_id_gets_a_directory_of_its_own(tmp_path, task_id):
     name = directory_name(task_id)
     assert "/" not in name

@@ -63,26 +63,26 @@ def link(name="linked"):
 
 
 def test_a_caller_gets_the_value(app):
-    send_success(app, app.tasks["the.task"], "t1", decoded(), ["file"])
-    result = app.AsyncResult("t1")
+    send_success(app, app.tasks["the.task"], "t0", decoded(), ["file"])
+    result = app.AsyncResult("t0")
     assert (result.status, result.result) == ("SUCCESS", ["file"])
 
 
 def test_a_caller_gets_the_sentence_of_a_failure(app):
-    CeleryResults(app).failure("the.task", "t1", decoded(), "No such region.")
-    result = app.AsyncResult("t1")
+    CeleryResults(app).failure("the.task", "t2", decoded(), "No such region.")
+    result = app.AsyncResult("t2")
     assert result.status == "FAILURE"
     assert str(result.result) == "No such region."
 
 
 def test_a_caller_learns_of_a_cancel(app):
-    CeleryResults(app).revoked("the.task", "t1", decoded(), "Cancelled.")
-    assert app.AsyncResult("t1").status == "REVOKED"
+    CeleryResults(app).revoked("the.task", "t3", decoded(), "Cancelled.")
+    assert app.AsyncResult("t3").status == "REVOKED"
 
 
 def test_a_caller_that_wants_no_result_gets_none(app):
-    send_success(app, app.tasks["the.task"], "t1", decoded(ignore_result=True), ["file"])
-    assert app.AsyncResult("t1").status == "PENDING"
+    send_success(app, app.tasks["the.task"], "t4", decoded(ignore_result=True), ["file"])
+    assert app.AsyncResult("t4").status == "PENDING"
 
 
 def test_linked_tasks_are_sent_with_the_value_and_the_same_ids_each_time(app, sent):
@@ -108,7 +108,9 @@ def test_errbacks_are_sent_with_the_same_ids_each_time(app, sent):
 
 
 def test_the_ids_of_linked_tasks_are_all_different():
-    ids = {linked_id(task, kind, index) for task in ("a", "b") for kind in ("link", "chain") for index in (0, 1)}
+    ids = {
+        linked_id(task, kind, index) for task in ("a", "b") for kind in ("link", "chain") for index in (0, 1)
+    }
     assert len(ids) == 8
 
 

@@ -24,7 +24,17 @@ EXAMPLE = JobScript(
     spool="/shared/jobs/spool",
     log="/shared/jobs/run/gw-abc-1/output.log",
     scratch="/shared/jobs/run/gw-abc-1/scratch",
-    container=("apptainer", "exec", "--mount", 'type=bind,"source=/a b"', "it's", "$HOME", "`id`", "/x.sif", "*"),
+    container=(
+        "apptainer",
+        "exec",
+        "--mount",
+        'type=bind,"source=/a b"',
+        "it's",
+        "$HOME",
+        "`id`",
+        "/x.sif",
+        "*",
+    ),
     sbatch_head=("#SBATCH --mem=4G", "#SBATCH --time=1:00:00"),
 )
 
@@ -75,7 +85,11 @@ def test_every_argument_reaches_the_container_as_it_is(arguments):
     script = "mapfile -d '' -t arguments; printf '%s\\0' \"${#arguments[@]}\" \"${arguments[@]}\""
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     seen = subprocess.run(
-        ["bash", "-c", script], input=argument_file(tuple(arguments)), capture_output=True, timeout=20, env=environment
+        ["bash", "-c", script],
+        input=argument_file(tuple(arguments)),
+        capture_output=True,
+        timeout=20,
+        env=environment,
     ).stdout
     count, *words = seen.split(b"\0")[:-1]
     assert int(count) == len(arguments)

@@ -42,7 +42,9 @@ def test_later_files_and_then_the_environment_win(tmp_path):
 
 
 def test_of_two_variables_the_first_one_named_wins():
-    settings = load_settings((), {"GIRDER_WORKER_BROKER": "amqp://second/", "CELERY_BROKER_URL": "amqp://first/"})
+    settings = load_settings(
+        (), {"GIRDER_WORKER_BROKER": "amqp://second/", "CELERY_BROKER_URL": "amqp://first/"}
+    )
     assert settings.celery.broker.get_secret_value() == "amqp://first/"
 
 
@@ -57,7 +59,10 @@ def test_generic_variables_count_only_where_nothing_else_sets_a_value(tmp_path):
 
 
 def test_the_start_knows_which_settings_come_from_generic_variables(tmp_path):
-    assert generic_origins((), {"TMP": "/x", "LOGS": "/l"}) == {"[jobs] root": "TMP", "[jobs] logs_dir": "LOGS"}
+    assert generic_origins((), {"TMP": "/x", "LOGS": "/l"}) == {
+        "[jobs] root": "TMP",
+        "[jobs] logs_dir": "LOGS",
+    }
     file = cfg(tmp_path, "[jobs]\nroot = /file\n")
     assert generic_origins((file,), {"TMP": "/x"}) == {}
     assert generic_origins((), {"TMP": "/x", "GIRDER_WORKER_SLURM_JOBS_ROOT": "/own"}) == {}
@@ -172,3 +177,19 @@ def test_the_reference_has_every_setting_and_every_variable():
     for field in setting_fields():
         assert f"### {field.name}\n\n{field.description}" in page
         assert all(f"`{name}`" in page for name in (*field.environment, *field.generic_environment))
+
+
+def test_a_password_is_not_in_an_error_about_the_settings(tmp_path):
+    file = tmp_path / "worker.local.cfg"
+    file.write_text("[celery]\nbroker = amqp://user:geheim@host/\nqueues = local\n")
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings((file,), {})
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_password_is_not_in_an_error_about_a_broken_line(tmp_path):
+    file = tmp_path / "worker.local.cfg"
+    file.write_text("[celery]\nbroker: amqp://user:geheim@host/\n")
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings((file,), {})
+    assert "geheim" not in str(caught.value)

@@ -34,7 +34,9 @@ def test_the_id_is_found_among_banners(stdout):
     assert commands.parse_sbatch(stdout) == "77"
 
 
-@pytest.mark.parametrize("stdout", ["", "\n", "Submitted batch job", "77 jobs are waiting", "-1", "7.5", "%77"])
+@pytest.mark.parametrize(
+    "stdout", ["", "\n", "Submitted batch job", "77 jobs are waiting", "-1", "7.5", "%77"]
+)
 def test_an_answer_without_an_id_is_none(stdout):
     assert commands.parse_sbatch(stdout) is None
 
@@ -47,7 +49,13 @@ def test_a_submission_is_one_list_of_arguments_with_the_script_last():
     assert argv[0] == "sbatch"
     assert argv[-1] == "/r/job.slurm"
     assert argv[-5:-1] == ["--mem=4G", "-p", "low", "--exclusive"]
-    assert {"--parsable", "--job-name=gw-1", "--output=/r/slurm.out", "--no-requeue", "--open-mode=append"} < set(argv)
+    assert {
+        "--parsable",
+        "--job-name=gw-1",
+        "--output=/r/slurm.out",
+        "--no-requeue",
+        "--open-mode=append",
+    } < set(argv)
 
 
 @pytest.mark.parametrize("name", sorted(commands.RESERVED_OPTIONS))
@@ -123,7 +131,9 @@ def test_no_job_in_scontrols_answer_is_none(stdout):
 
 
 def test_a_pending_job_has_no_nodes():
-    assert commands.parse_scontrol("JobId=1 JobName=x JobState=PENDING NodeList=(null) ExitCode=0:0").nodes == ""
+    assert (
+        commands.parse_scontrol("JobId=1 JobName=x JobState=PENDING NodeList=(null) ExitCode=0:0").nodes == ""
+    )
 
 
 @pytest.mark.parametrize("job_id", ["", " ", "1,2", "1 2", "*", "1_2", "-1", "1;x", "1\n"])
@@ -188,3 +198,15 @@ def test_a_submit_limit_is_told_from_a_refusal(stderr):
 def test_a_plain_refusal_is_neither_unsure_nor_a_limit(stderr):
     assert not commands.is_unsure(stderr)
     assert not commands.is_submit_limit(stderr)
+
+
+@pytest.mark.parametrize("name", ["outpu", "job-nam", "wra", "chdi", "expor", "ui", "arra"])
+def test_a_reserved_option_cannot_be_chosen_by_the_beginning_of_its_name(name):
+    with pytest.raises(ValueError, match="cannot be chosen"):
+        commands.option_arguments([(name, "x")])
+
+
+def test_a_comment_cannot_pretend_another_state():
+    line = "JobId=7 JobName=gw-1 JobState=FAILED Reason=None ExitCode=3:0 Comment=x JobState=COMPLETED ExitCode=0:0\n"
+    detail = commands.parse_scontrol(line)
+    assert (detail.state, detail.exit_code) == ("FAILED", 3)

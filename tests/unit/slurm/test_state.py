@@ -11,7 +11,12 @@ from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, Phase, a
 ATTEMPT = {"event": "attempt", "number": 1, "token": "gw-1", "nonce": "n1", "log_path": "/l/1"}
 STORY = [
     {"event": "accepted", "at": 5.0},
-    {"event": "admitted", "kind": "container", "image": "i:1", "girder": {"url": "http://g/job/7", "token": "t"}},
+    {
+        "event": "admitted",
+        "kind": "container",
+        "image": "i:1",
+        "girder": {"url": "http://g/job/7", "token": "t"},
+    },
     ATTEMPT,
     {"event": "staged"},
     {"event": "rendered"},
@@ -73,7 +78,9 @@ def test_a_crash_after_any_entry_and_adding_up_again_gives_the_same_state(entrie
 
 @given(st.lists(st.sampled_from(STORY + OTHER)))
 def test_a_verdict_is_never_lost_by_what_comes_later(entries):
-    state = fold([*STORY[:10], *(entry for entry in entries if entry.get("event") not in ("attempt", "lost"))])
+    state = fold(
+        [*STORY[:10], *(entry for entry in entries if entry.get("event") not in ("attempt", "lost"))]
+    )
     assert state.verdict is not None
     assert state.phase >= Phase.DECIDED
 

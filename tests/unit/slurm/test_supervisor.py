@@ -284,7 +284,12 @@ def test_a_failed_listing_changes_nothing(site):
 
 @pytest.mark.parametrize(
     ("word", "code"),
-    [("NODE_FAIL", "node_fail"), ("TIMEOUT", "timeout"), ("OUT_OF_MEMORY", "out_of_memory"), ("PREEMPTED", "preempted")],
+    [
+        ("NODE_FAIL", "node_fail"),
+        ("TIMEOUT", "timeout"),
+        ("OUT_OF_MEMORY", "out_of_memory"),
+        ("PREEMPTED", "preempted"),
+    ],
 )
 def test_a_running_job_that_slurm_ends_without_a_word_tells_slurms_reason(site, word, code):
     site.cluster.default_program = FakeProgram(is_endless=True)
@@ -599,3 +604,46 @@ def test_a_job_that_another_worker_took_over_is_left_alone(site):
     site.run_for(60)
     assert site.supervisor.live_count == 0
     assert site.calls("cancel") == []
+
+
+# -- trouble of the worker itself
+
+
+def test_the_jobs_last_word_is_not_lost_when_the_disk_is_full_for_a_moment(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    record = site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.finish(site.state().slurm_job_id)
+    log, away = record.path / "state.jsonl", record.path / "state.away"
+    log.rename(away)
+    log.mkdir()  # as a full disk: it cannot be written
+    for _ in range(4):
+        try:
+            site.turn()
+        except OSError:
+            site.clock.advance(1.0)
+    log.rmdir()
+    away.rename(log)
+    site.run_to_the_end()
+    assert site.shown().status == 3, site.state().verdict
+
+
+def test_an_expired_token_is_no_unexpected_error(site, caplog):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None and site.job().announced)
+    site.girder.refuses_access = True
+    (site.runs.path(site.state().token) / "output.log").write_bytes(b"new\n")
+    site.run_for(30)
+    assert "unexpected error" not in caplog.text
+
+
+def test_running_jobs_without_output_are_not_looked_at_four_times_a_second(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None and site.job().announced)
+    feed = site.story.feed(site.job())
+    looks = []
+    site.story.feed = lambda job: looks.append(job) or feed
+    site.run_for(10)
+    assert len(looks) <= 12

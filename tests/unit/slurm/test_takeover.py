@@ -9,11 +9,11 @@ import pytest
 from celery import Celery
 from celery.utils.imports import symbol_by_name
 
+from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm import SlurmPlugin, is_enabled
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.takeover import STRATEGY, TAKEN_OVER, detached_strategy, take_over
 from girder_worker_slurm.records.jobs_root import JobsRoot
-from girder_worker_singularity.testing import FakeClock
 from tests.unit.slurm.site import broker_message
 
 
@@ -30,7 +30,7 @@ def test_every_name_that_a_server_sends_is_taken_over(app):
 
 
 def test_a_task_that_is_there_stays_and_only_changes_its_strategy(app):
-    name = TAKEN_OVER[0]
+    name = TAKEN_OVER[-1]
 
     @app.task(name=name, shared=False)
     def stock():
@@ -63,8 +63,8 @@ def test_the_strategy_hands_the_message_over_without_decoding_it():
     on_message(
         message,
         None,
-        lambda log, errors: answered.append(("ack", errors)),
-        lambda log, errors, requeue: answered.append(("reject", errors, requeue)),
+        lambda _log, errors: answered.append(("ack", errors)),
+        lambda _log, errors, requeue: answered.append(("reject", errors, requeue)),
         [],
     )
     ((seen, ack, reject),) = taken
@@ -77,10 +77,8 @@ def test_the_strategy_hands_the_message_over_without_decoding_it():
 def test_a_message_that_was_really_sent_has_a_record_before_it_is_acknowledged(app, tmp_path):
     root = JobsRoot(tmp_path / "jobs", "w1")
     root.prepare()
-    supervisor = SimpleNamespace(accept=lambda record: None, live_count=0)
-    intake = Intake(
-        root, supervisor, FakeClock(), max_accepted=9, pause=lambda: None, resume=lambda: None
-    )
+    supervisor = SimpleNamespace(accept=lambda _record: None, live_count=0)
+    intake = Intake(root, supervisor, FakeClock(), max_accepted=9, pause=lambda: None, resume=lambda: None)
     seen = []
     app.send_task(TAKEN_OVER[0], kwargs={"image": "i:1"}, task_id="t1", queue="of-this-test")
     with app.connection_for_read() as connection, connection.SimpleQueue("of-this-test") as messages:
@@ -117,4 +115,6 @@ def test_elsewhere_the_plugin_brings_no_module(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert SlurmPlugin(object()).task_imports() == []
     monkeypatch.setenv("GIRDER_WORKER_SLURM_ENABLED", "1")
-    assert SlurmPlugin(object(), "more", x=1).task_imports() == ["girder_worker_slurm.celery_worker.bootsteps"]
+    assert SlurmPlugin(object(), "more", x=1).task_imports() == [
+        "girder_worker_slurm.celery_worker.bootsteps"
+    ]

@@ -156,7 +156,8 @@ def test_no_word_at_all_is_no_success_even_when_slurm_has_forgotten_the_job():
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(139, "SIGSEGV"), (137, "SIGKILL"), (159, "signal 31"), (255, "255"), (2, "exit code 2")]
+    ("code", "words"),
+    [(139, "SIGSEGV"), (137, "SIGKILL"), (159, "signal 31"), (255, "255"), (2, "exit code 2")],
 )
 def test_how_an_analysis_failed_is_told_in_words(code, words):
     assert words in container_failed(state(ended(exit_code=code))).sentence
@@ -197,7 +198,8 @@ def row(word, reason):
 
 
 @pytest.mark.parametrize(
-    "reason", ["launch failed requeued held", "(JobHoldMaxRequeue)", "BadConstraints", "DependencyNeverSatisfied"]
+    "reason",
+    ["launch failed requeued held", "(JobHoldMaxRequeue)", "BadConstraints", "DependencyNeverSatisfied"],
 )
 def test_a_wait_that_can_never_end_is_an_end(reason):
     assert hopeless_wait(row("PENDING", reason)).code == "held"

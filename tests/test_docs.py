@@ -1,0 +1,88 @@
+"""What the documentation says exists, and what exists is documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from girder_worker_slurm.cli import cli
+from girder_worker_slurm.settings import render_reference, render_sample, setting_fields
+
+REPOSITORY = Path(__file__).parents[1]
+DOCS = REPOSITORY / "docs"
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md"), REPOSITORY / "devstack" / "README.md"])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ +(.+?) *#*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_relative_links_lead_somewhere(page):
+    broken = []
+    for link in _LINK.findall(_CODE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_settings_page_is_the_generated_one():
+    """girder-slurm settings --reference > docs/reference/settings.md"""
+    assert (DOCS / "reference" / "settings.md").read_text(encoding="utf-8") == render_reference()
+
+
+def test_the_sample_configuration_is_the_generated_one():
+    """girder-slurm settings > worker.dist.cfg"""
+    assert (REPOSITORY / "worker.dist.cfg").read_text(encoding="utf-8") == render_sample()
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_is_described(command):
+    assert f"girder-slurm {command}" in (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_every_command_that_is_mentioned_exists():
+    unknown = {}
+    for page in pages():
+        mentioned = re.findall(
+            r"(?:^ *|`|\$ )girder-slurm +([a-z][a-z-]*)",
+            "\n".join(_CODE.findall(page.read_text(encoding="utf-8"))),
+        )
+        missing = set(mentioned) - set(cli.commands)
+        if missing:
+            unknown[str(page.relative_to(REPOSITORY))] = missing
+    assert unknown == {}
+
+
+def test_every_command_that_a_message_recommends_exists():
+    mentioned = {
+        (str(path.relative_to(REPOSITORY)), name)
+        for path in (REPOSITORY / "girder_worker_slurm").rglob("*.py")
+        for name in re.findall(r"(?:`|: |run )girder-slurm ([a-z][a-z-]*)", path.read_text(encoding="utf-8"))
+    }
+    assert {(path, name) for path, name in mentioned if name not in cli.commands} == set()
+
+
+def test_variables_that_the_documentation_names_are_settings():
+    known = {name for field in setting_fields() for name in (*field.environment, *field.generic_environment)}
+    known |= {"GIRDER_WORKER_SLURM_ENABLED", "GIRDER_WORKER_SLURM_CONFIG", "GIRDER_WORKER_SLURM_VENV"}
+    unknown = {}
+    for page in sorted(DOCS.rglob("*.md")):
+        named = set(re.findall(r"\bGIRDER_WORKER_SLURM_[A-Z_]+\b", page.read_text(encoding="utf-8")))
+        if named - known:
+            unknown[str(page.relative_to(REPOSITORY))] = named - known
+    assert unknown == {}

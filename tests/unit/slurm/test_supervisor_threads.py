@@ -1,0 +1,80 @@
+"""The supervisor with its own threads: it starts, works, and stops at once."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic, sleep
+
+import pytest
+
+from girder_worker_singularity.clock import SystemClock
+from girder_worker_slurm.girder.job_updates import JobStatus
+from girder_worker_slurm.job.pools import Pool
+from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.site import Site
+
+
+def wait_until(condition, seen):
+    until = monotonic() + 10
+    while not condition():
+        assert monotonic() < until, seen()
+        sleep(0.005)
+
+
+@pytest.fixture
+def site(tmp_path):
+    site = Site(tmp_path, event_seconds=0.01, poll_seconds=0.05, log_interval_seconds=0.02)
+    site.clock = site.cluster.clock = SystemClock()
+    site.restart()
+    site.supervisor.start([])
+    yield site
+    site.supervisor.stop()
+
+
+def run(site, names):
+    def all_ended():
+        site.cluster.step()
+        return all((site.root.ended / name).exists() for name in names)
+
+    wait_until(all_ended, site.describe)
+
+
+def test_many_jobs_at_once_all_end_well(site):
+    names = [f"t{number}" for number in range(30)]
+    for name in names:
+        site.task(name)
+    run(site, names)
+    assert {site.shown(name).status for name in names} == {JobStatus.SUCCESS}
+    assert len(site.calls("submit")) == 30
+
+
+def test_a_job_without_an_end_does_not_hold_a_stop_back(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    wait_until(lambda: site.cluster.step() or site.state().started is not None, site.describe)
+    begun = monotonic()
+    site.supervisor.stop()
+    assert monotonic() - begun < 2
+    assert site.state().verdict is None
+
+
+def test_the_number_of_threads_does_not_grow_with_the_jobs(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task("first")
+    wait_until(lambda: site.cluster.step() or site.state("first").started is not None, site.describe)
+    before = threading.active_count()
+    for number in range(40):
+        site.task(f"t{number}")
+    wait_until(lambda: site.cluster.step() or len(site.calls("submit")) == 41, site.describe)
+    assert threading.active_count() <= before + 1
+
+
+def test_a_pool_does_what_it_is_given_in_order():
+    done = []
+    finished = threading.Event()
+    pool = Pool("test", 1)
+    for number in range(50):
+        pool.submit(done.append, number)
+    pool.submit(finished.set)
+    assert finished.wait(5)
+    assert done == list(range(50))
