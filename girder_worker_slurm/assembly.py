@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-import signal
 import socket
 import threading
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 5.0
 _PAUSE_SECONDS = 5.0
+_EX_TEMPFAIL = 75
 #: Space for the listing of tens of thousands of jobs.
 _OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -139,8 +139,9 @@ class SlurmWorker:
                 logger.critical(
                     "The lease of worker %s was taken over by another: this one stops", self.root.worker_id
                 )
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+                self.supervisor.stop()
+                # Not 0, so that a service manager starts it again; nothing is lost, everything is on disk.
+                os._exit(_EX_TEMPFAIL)
             except Exception:
                 logger.exception("Housekeeping failed; it is tried again")
 
@@ -218,6 +219,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         results=CeleryResults(app),
         is_revoked=_is_revoked,
         keep_unhandled=root.keep_unhandled,
+        live_tokens=root.live_tokens,
     )
     story = JobStory(services, _story_rules(settings, prefix))
     supervisor = Supervisor(services, story, _supervisor_rules(settings, prefix), on_ended=root.end)

@@ -189,8 +189,11 @@ class SingularitySection(BaseModel):
         "The apptainer (or singularity) program, by name or absolute path, here and on the nodes.",
     )
     plain_http_registries: list[str] = _setting([], "Registries spoken to without TLS, as host:port.")
-    tmp_dir: Path | None = _setting(None, "Where images are unpacked for conversion. Empty: beside the SIFs.")
-    cache_dir: Path | None = _setting(None, "Apptainer's cache of layers. Empty: beside the SIFs.")
+    tmp_dir: Path | None = _setting(
+        None,
+        "Where images are unpacked for conversion. Empty: the system's temporary directory (TMPDIR), often small.",
+    )
+    cache_dir: Path | None = _setting(None, "Apptainer's cache of layers. Empty: none is kept.")
     convert_timeout_seconds: float = _setting(7200.0, "When a conversion is given up.")
     min_free_bytes: int = _setting(
         2_000_000_000, "A conversion does not start with less free space than this."
@@ -223,8 +226,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _local_is_not_ours(self) -> Settings:
-        if self.celery.queues == ["local"]:
-            msg = "[celery] queues must name a queue other than `local`"
+        if not self.celery.queues or "local" in self.celery.queues:
+            msg = "[celery] queues must name one or more queues, and not `local`, which Girder's own worker serves"
             raise ValueError(msg)
         return self
 
@@ -391,6 +394,9 @@ def _read_file(path: Path, values: dict[str, dict[str, Any]], origin: dict[tuple
             known = ", ".join(sorted(f.name for f in fields.values() if f.section == entry.section))
             msg = f"{where}: unknown setting `{entry.key}` in [{entry.section}]; known: {known}."
             raise SettingsInvalid(msg)
+        if entry.value == "" and field.default in (None, ""):
+            # As if it were not there, so that the sample file does not hide what the environment says.
+            continue
         _put(values, origin, field, entry.value, where)
 
 

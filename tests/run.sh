@@ -50,6 +50,7 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
+python docs/generate.py --check
 
 say "unit tests"
 pytest tests/unit tests/test_architecture.py tests/test_docs.py "$@"
@@ -58,20 +59,25 @@ if [ "$what" != all ]; then
   exit 0
 fi
 
-# shellcheck disable=SC1091
-set -a && . "$DEVSTACK_DIR/env" && set +a
+# shellcheck disable=SC1090
+set -a && . <(as_root cat "$DEVSTACK_DIR/env") && set +a
 export GIRDER_SLURM_REQUIRE=slurm,apptainer,girder
 user_home=$(getent passwd "$DEVSTACK_USER" | cut -d: -f6)
+with_stack() {
+  # shellcheck disable=SC2016 # sudo keeps no environment: the stack's is read again on the other side.
+  as_root bash -c 'set -a; . "$1/env"; set +a; shift; exec "$@"' - "$DEVSTACK_DIR" "$@"
+}
 as_user() {
-  as_root setpriv --reuid="$DEVSTACK_USER" --regid="$DEVSTACK_USER" --init-groups --inh-caps=-all \
-    env HOME="$user_home" USER="$DEVSTACK_USER" LOGNAME="$DEVSTACK_USER" PATH="$DEVSTACK_PATH:$PATH" "$@"
+  with_stack setpriv --reuid="$DEVSTACK_USER" --regid="$DEVSTACK_USER" --init-groups --inh-caps=-all \
+    env HOME="$user_home" USER="$DEVSTACK_USER" LOGNAME="$DEVSTACK_USER" PATH="$DEVSTACK_PATH:$PATH" \
+    GIRDER_SLURM_REQUIRE="$GIRDER_SLURM_REQUIRE" PYTHONDONTWRITEBYTECODE=1 "$@"
 }
 
 say "contract and integration tests, as the unprivileged user"
-as_user pytest -p no:cacheprovider tests/contract tests/integration "$@"
+as_user pytest -p no:cacheprovider -p no:randomly tests/contract tests/integration "$@"
 
 say "acceptance tests: the whole product on the real stack"
-as_root env PATH="$PATH" GIRDER_SLURM_REQUIRE="$GIRDER_SLURM_REQUIRE" PYTHONDONTWRITEBYTECODE=1 \
-  "$work/venv/bin/pytest" -p no:cacheprovider tests/acceptance "$@"
+with_stack env PATH="$PATH" GIRDER_SLURM_REQUIRE=girder PYTHONDONTWRITEBYTECODE=1 \
+  "$work/venv/bin/pytest" -p no:cacheprovider -p no:randomly --verbose tests/acceptance "$@"
 
 printf '\ntests: OK in %d s\n' $((SECONDS - started))

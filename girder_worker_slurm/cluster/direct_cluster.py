@@ -98,7 +98,7 @@ class DirectCluster:
                 run.is_cancelled = True
 
     def _run(self, job_id: SlurmJobId, run: _Run, submission: Submission) -> None:
-        environment = {**command_environment(os.environ), "SLURM_JOB_ID": job_id}
+        environment = {**command_environment(os.environ), "SLURM_JOB_ID": job_id, "GIRDER_SLURM_DIRECT": "1"}
         try:
             result = self._runner.stream(
                 ["/bin/bash", str(submission.script)],

@@ -42,6 +42,7 @@ class Retention:
         if now < self._next:
             return 0
         self._next = now + _EVERY_SECONDS
+        self._root.remove_leftovers(self._clock)
         removed = 0
         for name in os.listdir(self._root.ended):
             try:

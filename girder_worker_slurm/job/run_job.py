@@ -43,6 +43,7 @@ from girder_worker_slurm.errors import (
     JobError,
     MessageUndecodable,
     NotSupported,
+    OutputRefused,
     SubmitRejected,
     SubmitUnsure,
     Unreachable,
@@ -71,7 +72,13 @@ from girder_worker_slurm.job.verdict import (
     verdict_of_slurm,
 )
 from girder_worker_slurm.records.record import directory_name, write_durably
-from girder_worker_slurm.script.render import JobScript, argument_file, render_script, sbatch_head
+from girder_worker_slurm.script.render import (
+    JobScript,
+    argument_file,
+    forbidden_head_option,
+    render_script,
+    sbatch_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -143,6 +150,8 @@ class Services:
     is_revoked: Callable[[str], bool]
     #: Keeps a message that cannot be run here: (message, why).
     keep_unhandled: Callable[[Mapping[str, Any], str], object]
+    #: The tokens of all jobs that any worker on this root carries.
+    live_tokens: Callable[[], set[str]] = set
     #: Set when the worker stops: steps end where they can be taken up again.
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -531,7 +540,7 @@ class JobStory:
     def clean(self, job: LiveJob) -> None:
         """Removes inputs and outputs; log and record stay for some days."""
         state = job.state
-        keeps_outputs = state.verdict is not None and state.verdict.code == "output_refused"
+        keeps_outputs = state.verdict is not None and state.verdict.code in ("output_refused", "internal")
         if state.token and not keeps_outputs:
             self._do.runs.remove_data(state.token)
         job.record.append("closed", at=self._do.clock.now())
@@ -669,7 +678,12 @@ class JobStory:
     def _ask_if_wanted(self, job: LiveJob) -> None:
         """Raises JobCancelled if the job was cancelled while nobody looked, as while the worker was down."""
         if job.state.girder is not None:
-            self._notice(job, self._enter(job.state.girder, JobStatus.RUNNING))
+            try:
+                self._notice(job, self._enter(job.state.girder, JobStatus.RUNNING))
+            except AccessRefused as error:
+                kept = self._do.runs.path(job.state.token) / "volume"
+                msg = f"{error} The outputs are kept in {kept}."
+                raise OutputRefused(msg) from error
             job.announced = True
         self.checker(job)()
 
@@ -694,7 +708,11 @@ class JobStory:
             raise NotSupported(msg) from error
         copy = self._do.runs.write(token, "site.slurm", text, mode=0o700)
         start = (str(copy),) if text.startswith(b"#!") else ("/bin/bash", str(copy))
-        return sbatch_head(text.decode("utf-8", errors="replace")), (*start, *container_arguments(spec))
+        head = sbatch_head(text.decode("utf-8", errors="replace"))
+        if (forbidden := forbidden_head_option(head)) is not None:
+            msg = f"The site's submit script {site} sets `{forbidden}` in its #SBATCH head, which only the worker may."
+            raise NotSupported(msg)
+        return head, (*start, *container_arguments(spec))
 
     def _submitted(self, job: LiveJob, slurm_job_id: SlurmJobId) -> None:
         job.record.append("submitted", slurm_job_id=slurm_job_id, at=self._do.clock.now())

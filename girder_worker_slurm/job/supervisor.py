@@ -414,13 +414,12 @@ class Supervisor:
             with contextlib.suppress(OSError):  # it stays in the spool and is read again
                 self._do.runs.keep(event)
                 job = self._by_token.get(event.token)
-                # Without a job it is the word of an attempt that is over, or was given up.
                 if job is not None:
                     self._take_event(job, event)
 
     def _is_for_us(self, token: str) -> bool:
         """Whether events of this token are ours to read: other workers may share the spool."""
-        return token in self._by_token or token.startswith(self._rules.token_prefix)
+        return token in self._by_token
 
     def _take_event(self, job: LiveJob, event: JobEvent) -> None:
         if event.nonce != job.state.nonce:
@@ -525,8 +524,12 @@ class Supervisor:
             and token not in self._by_token
             and any(row.state not in FINAL_STATES and row.state != "COMPLETING" for row in found)
         }
-        ids = [SlurmJobId(row.slurm_job_id) for token in strangers & self._orphans for row in rows[token]]
+        again = strangers & self._orphans
         self._orphans = strangers
+        if again:
+            # Another worker may have taken a job over that this one had submitted.
+            again -= self._do.live_tokens()
+        ids = [SlurmJobId(row.slurm_job_id) for token in sorted(again) for row in rows[token]]
         if ids:
             logger.warning("Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(ids))
             self.run_in_pool("submit", lambda: self._do.cluster.cancel(ids))

@@ -24,7 +24,14 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseWatch, Standing
+from girder_worker_singularity.lease import (
+    STALE_AFTER_SECONDS,
+    Holder,
+    Lease,
+    LeaseHeld,
+    LeaseWatch,
+    Standing,
+)
 from girder_worker_slurm.errors import RecordDamaged, StartRefused
 from girder_worker_slurm.records.record import Record, directory_name, json_text, write_durably
 
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OWNER_LOOK_SECONDS = 30.0
+_LEFTOVER_SECONDS = 86400.0
 _DIRECTORIES = ("record", "ended", "run", "spool", "unhandled", "workers", "tmp")
 
 
@@ -56,6 +65,8 @@ class JobsRoot:
         self.unhandled = path / "unhandled"
         self._lease: Lease | None = None
         self._others: dict[str, LeaseWatch] = {}
+        self._absent_since: dict[str, float] = {}
+        self._next_owner_look = 0.0
 
     def prepare(self) -> None:
         """Makes the directories; raises StartRefused when they cannot be made or written."""
@@ -93,9 +104,16 @@ class JobsRoot:
         return str(stored["id"])
 
     def token_prefix(self, root_id: str) -> str:
-        """What the Slurm job names of this worker begin with."""
-        worker = hashlib.sha256(self.worker_id.encode()).hexdigest()[:4]
-        return f"gw-{root_id}{worker}-"
+        """What the Slurm job names given out by this start of this worker begin with.
+
+        The jobs of an earlier start may be another worker's by now.
+        """
+        start = hashlib.sha256(f"{self.worker_id} {uuid.uuid4().hex}".encode()).hexdigest()[:6]
+        return f"gw-{root_id}{start}-"
+
+    def live_tokens(self) -> set[str]:
+        """The tokens of all jobs that have not ended, whichever worker carries them."""
+        return {record.state.token for record in self._load_all(repair=False) if record.state.token}
 
     def lease(self, clock: Clock, *, wait_seconds: float = 0.0) -> Lease:
         """This worker's lease; raises StartRefused while another worker of the same name runs."""
@@ -122,8 +140,11 @@ class JobsRoot:
                 yield record
 
     def orphaned_records(self, clock: Clock) -> Iterator[Record]:
-        """Takes over the records of workers whose lease has gone stale, and yields them. Ask every few seconds."""
-        stale = set()
+        """Takes over the records of workers that are gone, and yields them. Ask every few seconds.
+
+        Gone is a worker whose lease has gone stale, or that was stopped and has not come back for a minute.
+        """
+        stale = self._stopped_workers(clock)
         for lease in (self.path / "workers").iterdir():
             if lease.name.startswith(".") or lease.name == directory_name(self.worker_id):
                 continue
@@ -136,12 +157,56 @@ class JobsRoot:
                 logger.warning("Job %s is taken over from worker %s", record.task_id, owner)
                 yield record
 
-    def _load_all(self) -> Iterator[Record]:
+    def _stopped_workers(self, clock: Clock) -> set[str]:
+        """Names of workers that have records but no lease, for a minute now."""
+        now = clock.monotonic()
+        if now < self._next_owner_look:
+            return set()
+        self._next_owner_look = now + _OWNER_LOOK_SECONDS
+        owners = {directory_name(owner) for owner in self._owners()}
+        absent = {name for name in owners if not (self.path / "workers" / name).exists()}
+        absent.discard(directory_name(self.worker_id))
+        self._absent_since = {name: self._absent_since.get(name, now) for name in absent}
+        return {name for name, since in self._absent_since.items() if now - since >= STALE_AFTER_SECONDS}
+
+    def _owners(self) -> Iterator[str]:
+        """Who carries the live jobs, without reading the jobs themselves."""
+        for name in os.listdir(self.records):
+            if name.startswith("."):
+                continue
+            try:
+                epochs = [
+                    int(file[6:])
+                    for file in os.listdir(self.records / name)
+                    if file[:6] == "owner." and file[6:].isdigit()
+                ]
+                yield (self.records / name / f"owner.{max(epochs)}").read_text(encoding="utf-8").strip()
+            except (OSError, ValueError):
+                continue
+
+    def remove_leftovers(self, clock: Clock) -> None:
+        """Removes what a crash left half made: drafts of records, and events that nobody waits for any more."""
+        old = clock.now() - _LEFTOVER_SECONDS
+        live = None
+        for path in (*self.records.glob(".new-*"), *(self.path / "spool").iterdir()):
+            try:
+                if path.stat().st_mtime > old:
+                    continue
+                if path.parent == self.records:
+                    shutil.rmtree(path, ignore_errors=True)
+                    continue
+                live = self.live_tokens() if live is None else live
+                if path.name.lstrip(".").partition(".")[0] not in live:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("The leftover %s cannot be removed: %s", path, error)
+
+    def _load_all(self, *, repair: bool = True) -> Iterator[Record]:
         for name in sorted(os.listdir(self.records)):
             if name.startswith("."):
                 continue
             try:
-                record = Record.load(self.records / name, worker_id=self.worker_id)
+                record = Record.load(self.records / name, worker_id=self.worker_id, repair=repair)
             except RecordDamaged:
                 logger.exception("The record %s is left alone", name)
                 continue

@@ -8,6 +8,9 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+_FORBIDDEN_LONG = ("array", "dependency", "hold", "wrap", "test-only", "uid", "gid", "clusters")
+_FORBIDDEN_SHORT = frozenset({"a", "d", "H", "M"})
+
 
 @dataclass(frozen=True)
 class JobScript:
@@ -70,3 +73,18 @@ def sbatch_head(site_script: str) -> tuple[str, ...]:
         elif line.strip() and not line.startswith("#"):
             break
     return tuple(head)
+
+
+def forbidden_head_option(head: tuple[str, ...]) -> str | None:
+    """The first option of a ``#SBATCH`` head that would make other jobs, or no job, of one; None if there is none.
+
+    Names, output and the like do no harm there: the command line wins over them.
+    """
+    for line in head:
+        for word in line.removeprefix("#SBATCH").split(" #", 1)[0].split():
+            name = word.lstrip("-").split("=", 1)[0]
+            if word.startswith("--") and any(long.startswith(name) for long in _FORBIDDEN_LONG if name):
+                return word
+            if word.startswith("-") and not word.startswith("--") and word[1:2] in _FORBIDDEN_SHORT:
+                return word
+    return None

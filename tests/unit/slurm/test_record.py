@@ -59,13 +59,19 @@ def test_of_many_workers_that_create_one_record_exactly_one_does(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t1"]
 
 
-def test_nothing_is_left_behind_when_the_disk_refuses(tmp_path):
-    (tmp_path / "t1").write_text("in the way")
-    (tmp_path / "t1").unlink()
-    unwritable = {"task_id": "t1", "message": "\ud800"}
-    with pytest.raises(ValueError, match="surrogates"):
-        Record.create(tmp_path, unwritable, worker_id="w1", at=0.0)
+def test_nothing_is_left_behind_when_the_disk_refuses(tmp_path, monkeypatch):
+    def refuse(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="No space"):
+        Record.create(tmp_path, {"task_id": "t1"}, worker_id="w1", at=0.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_is_no_unicode_can_be_kept(tmp_path):
+    record = Record.create(tmp_path, {"task_id": "t1", "message": "\ud800"}, worker_id="w1", at=0.0)
+    assert record.message()["message"] == "\ud800"
 
 
 def test_nobody_else_can_read_a_record(record):

@@ -110,7 +110,7 @@ def test_run_options_are_json():
         ("[singularity]\nrun_options = {not json\n", ["a.cfg:2", "run_options"]),
         ("[singularity]\nrun_options = [1]\n", ["a.cfg:2", "run_options"]),
         ("[slurm]\noptions = x\n", ["a.cfg:2", "options"]),
-        ("[celery]\nqueues = local\n", ["queue other than `local`"]),
+        ("[celery]\nqueues = local\n", ["and not `local`"]),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_what_is_known(tmp_path, text, words):

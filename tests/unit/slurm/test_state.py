@@ -114,8 +114,13 @@ def test_a_lost_submission_may_be_submitted_again_with_the_same_token():
 
 
 def test_the_first_reason_to_cancel_is_kept():
-    state = fold([{"event": "cancel", "why": "in Girder"}, {"event": "cancel", "why": "deleted"}])
+    state = fold([{"event": "cancel", "why": "in Girder"}, {"event": "cancel", "why": "by hand"}])
     assert state.cancel == "in Girder"
+
+
+def test_a_deleted_girder_job_is_the_reason_that_counts():
+    state = fold([{"event": "cancel", "why": "in Girder"}, {"event": "cancel", "why": "deleted"}])
+    assert state.cancel == "deleted"
 
 
 def test_the_job_that_started_is_the_one_whose_id_counts():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
-from girder_worker_slurm.celery_worker.message import body_bytes, store_message
+from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, body_bytes, store_message
 from girder_worker_slurm.cli.kept_messages import kept_messages, send_again
 from girder_worker_slurm.doctor.broker_connection import BrokerUnreachable
 
@@ -79,6 +79,7 @@ def test_a_message_goes_back_as_it_came(jobs, kept, queue, compression):
     again = store_message(message, queue="jobs-queue")
     assert message.payload == [[1, 2], {"a": "ü"}, {}]
     assert body_bytes(again) == body_bytes(stored)
+    assert again["headers"].pop(REQUEUED_HEADER) is True
     for name in ("headers", "content_type", "content_encoding", "task_id", "task"):
         assert again[name] == stored[name]
     for name in ("correlation_id", "reply_to"):

@@ -1,4 +1,4 @@
-"""Behaviour that is wanted and not there yet: each test fails until its bug is mended, and then moves to its module."""
+"""Mistakes that were found once and must not come back, each in the words of what was wrong."""
 
 from __future__ import annotations
 
