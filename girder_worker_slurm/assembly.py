@@ -27,7 +27,8 @@ from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.job.retention import Retention
-from girder_worker_slurm.job.run_job import JobStory, Services, StoryRules
+from girder_worker_slurm.job.run_job import JobStory
+from girder_worker_slurm.job.services import Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files

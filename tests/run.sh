@@ -69,7 +69,8 @@ with_stack() {
 }
 as_user() {
   with_stack setpriv --reuid="$DEVSTACK_USER" --regid="$DEVSTACK_USER" --init-groups --inh-caps=-all \
-    env HOME="$user_home" USER="$DEVSTACK_USER" LOGNAME="$DEVSTACK_USER" PATH="$DEVSTACK_PATH:$PATH" \
+    env HOME="$user_home" USER="$DEVSTACK_USER" LOGNAME="$DEVSTACK_USER" \
+    PATH="$DEVSTACK_PATH:$work/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
     GIRDER_SLURM_REQUIRE="$GIRDER_SLURM_REQUIRE" PYTHONDONTWRITEBYTECODE=1 "$@"
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_slurm.errors import MessageUndecodable
+from girder_worker_slurm.job.state import GirderJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +75,22 @@ def body_bytes(stored: Mapping[str, Any]) -> bytes:
     if "body_base64" in stored:
         return base64.b64decode(stored["body_base64"])
     return str(stored["body"]).encode("utf-8")
+
+
+def girder_job_of(stored: Mapping[str, Any], api_url: str = "") -> GirderJob | None:
+    """Where the job of a message is reported to; None for a task without a Girder job.
+
+    With `api_url`, at that address instead of the one in the message.
+    """
+    headers = stored["headers"]
+    spec = headers.get("jobInfoSpec")
+    if not isinstance(spec, dict) or not spec.get("url"):
+        return None
+    url = str(spec["url"])
+    original = str(headers.get("girder_api_url") or headers.get("apiUrl") or "").rstrip("/")
+    if api_url and original and url.startswith(original):
+        url = api_url.rstrip("/") + url[len(original) :]
+    return GirderJob(url, str((spec.get("headers") or {}).get("Girder-Token", "")))
 
 
 def decode(stored: Mapping[str, Any], app: Any) -> DecodedTask:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from girder_worker_slurm.celery_worker.message import store_message
+from girder_worker_slurm.celery_worker.message import girder_job_of, store_message
 from girder_worker_slurm.errors import JobDeleted, Unreachable
 from girder_worker_slurm.girder.job_updates import AccessRefused, JobStatus, TransitionRefused
-from girder_worker_slurm.job.state import GirderJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_slurm.girder.job_updates import JobUpdates
+    from girder_worker_slurm.job.state import GirderJob
     from girder_worker_slurm.records.jobs_root import JobsRoot
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class UnhandledMessages:
             return
         logger.error("%s (kept in %s)", why, place)
         message.ack()
-        job = _job_of(stored, self._api_url)
+        job = girder_job_of(stored, self._api_url)
         if job is not None:
             self._run(lambda: self._tell(job, f"{why}\n"))
 
@@ -96,15 +96,3 @@ class UnhandledMessages:
                 self._updates.update(job, status=JobStatus.ERROR, log=why)
             except TransitionRefused:
                 return
-
-
-def _job_of(stored: Mapping[str, Any], api_url: str) -> GirderJob | None:
-    headers = stored["headers"]
-    spec = headers.get("jobInfoSpec")
-    if not isinstance(spec, dict) or not spec.get("url"):
-        return None
-    url = str(spec["url"])
-    original = str(headers.get("girder_api_url") or headers.get("apiUrl") or "").rstrip("/")
-    if api_url and original and url.startswith(original):
-        url = api_url.rstrip("/") + url[len(original) :]
-    return GirderJob(url, str((spec.get("headers") or {}).get("Girder-Token", "")))

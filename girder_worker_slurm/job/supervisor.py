@@ -29,7 +29,7 @@ from girder_worker_slurm.errors import (
 )
 from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.pools import Pool
-from girder_worker_slurm.job.run_job import Later, Parked
+from girder_worker_slurm.job.services import Later, Parked
 from girder_worker_slurm.job.state import Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
 from girder_worker_slurm.records.cancel_request import cancel_request
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from girder_worker_slurm.cluster.interface import QueueRow, Snapshot
     from girder_worker_slurm.cluster.run_directory import JobEvent
-    from girder_worker_slurm.job.run_job import JobStory, Services, Step
+    from girder_worker_slurm.job.run_job import JobStory, Step
+    from girder_worker_slurm.job.services import Services
     from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu import Connection, Queue
 
-from girder_worker_slurm.celery_worker.message import body_bytes, store_message
+from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, body_bytes, store_message
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from tests.support.stack import Stack
@@ -268,6 +268,7 @@ def test_a_message_goes_back_through_rabbitmq_as_it_came(site, compression):
         second.ack()
     assert body_bytes(store_message(second)) == body_bytes(store_message(first))
     assert second.payload == first.payload
+    assert second.headers.pop(REQUEUED_HEADER) is True
     assert (second.headers, second.content_type, second.content_encoding) == (
         first.headers,
         first.content_type,

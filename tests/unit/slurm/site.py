@@ -23,7 +23,8 @@ from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable, JobDeleted
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import AccessRefused, JobAnswer, TransitionRefused
-from girder_worker_slurm.job.run_job import JobStory, Services, StoryRules
+from girder_worker_slurm.job.run_job import JobStory
+from girder_worker_slurm.job.services import Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record

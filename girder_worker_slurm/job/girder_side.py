@@ -1,0 +1,194 @@
+"""What Girder is told about a job, and what it answers: status, log, progress, and whether the job is still wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.celery_worker.message import girder_job_of
+from girder_worker_slurm.errors import JobDeleted, OutputRefused, Unreachable
+from girder_worker_slurm.girder.job_updates import (
+    CANCELLED,
+    FINAL,
+    AccessRefused,
+    JobStatus,
+    TransitionRefused,
+)
+from girder_worker_slurm.girder.log_feed import LogFeed
+from girder_worker_slurm.job.state import Outcome, Verdict
+from girder_worker_slurm.records.record import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from girder_worker_slurm.girder.job_updates import JobAnswer
+    from girder_worker_slurm.job.live_job import LiveJob
+    from girder_worker_slurm.job.services import Services, StoryRules
+    from girder_worker_slurm.job.state import GirderJob
+
+_MUTE_SECONDS = 3600.0
+_STATUS = {
+    Outcome.SUCCESS: JobStatus.SUCCESS,
+    Outcome.ERROR: JobStatus.ERROR,
+    Outcome.CANCELED: JobStatus.CANCELED,
+}
+_LAST_MESSAGE = {Outcome.SUCCESS: "Completed", Outcome.ERROR: "Failed", Outcome.CANCELED: "Cancelled"}
+
+
+class GirderSide:
+    """The steps' conversation with Girder."""
+
+    def __init__(self, services: Services, rules: StoryRules) -> None:
+        self._do = services
+        self._rules = rules
+
+    def girder_job(self, message: Mapping[str, Any]) -> GirderJob | None:
+        """Where the job of a message is reported to; None for a task without a Girder job."""
+        return girder_job_of(message, self._rules.staging.api_url)
+
+    def enter(self, girder: GirderJob, status: JobStatus) -> JobAnswer:
+        """Moves a Girder job to a state it may be in or beyond already; returns where it is."""
+        try:
+            return self._do.updates.update(girder, status=status)
+        except TransitionRefused:
+            return self._do.updates.update(girder)
+
+    def announce(self, job: LiveJob) -> None:
+        """Shows the job as RUNNING, once."""
+        if job.state.girder is not None and not job.announced:
+            self.notice(job, self.enter(job.state.girder, JobStatus.RUNNING))
+            job.announced = True
+
+    def ask_if_wanted(self, job: LiveJob) -> None:
+        """Raises JobCancelled if the job was cancelled while nobody looked, as while the worker was down."""
+        if job.state.girder is not None:
+            try:
+                self.notice(job, self.enter(job.state.girder, JobStatus.RUNNING))
+            except AccessRefused as error:
+                kept = self._do.runs.path(job.state.token) / "volume"
+                msg = f"{error} The outputs are kept in {kept}."
+                raise OutputRefused(msg) from error
+            job.announced = True
+        self._do.checker(job)()
+
+    def notice(self, job: LiveJob, answer: JobAnswer) -> None:
+        """Takes a cancel, or an end that somebody else gave the job, from one of Girder's answers."""
+        if job.state.is_revived and answer.status == JobStatus.ERROR:
+            return
+        if answer.status in CANCELLED or answer.status in FINAL:
+            job.cancel_seen = job.cancel_seen or "in Girder"
+
+    def feed(self, job: LiveJob) -> LogFeed:
+        """The job's log on its way to Girder."""
+        output = Path(job.state.log_path) if job.state.log_path else None
+        if job.feed is None:
+            job.feed = LogFeed(job.record.path, output, limit_bytes=self._rules.log_limit_bytes)
+        elif job.feed.output != output:
+            job.feed.output = output
+        return job.feed
+
+    def say(self, job: LiveJob, feed: LogFeed, line: str) -> None:
+        """Adds a line to the job's log and sends it."""
+        feed.note(line)
+        self.flush(job)
+
+    def flush(self, job: LiveJob) -> None:
+        """Sends what Girder has not got of a running job: status, log, progress. Notes a cancel in the answer."""
+        girder = job.state.girder
+        if girder is None:
+            return
+        feed = self.feed(job)
+        feed.read()
+        if feed.has_doubt:
+            try:
+                feed.settle_doubt(self._do.updates.log(girder))
+            except AccessRefused:
+                self._mute(job)
+                return
+        update = feed.next_update()
+        started = job.state.started is not None
+        message = feed.message if started else job.waiting_message
+        progress = feed.progress
+        feed.progress = None
+        try:
+            answer = self._do.updates.update(
+                girder,
+                status=None if job.announced else JobStatus.RUNNING,
+                log=update.text if update else None,
+                overwrite=bool(update and update.overwrite),
+                progress=progress,
+                message=message or ("Running" if started and not job.started_shown else None),
+            )
+        except TransitionRefused:
+            # Cancelled meanwhile, or already further than RUNNING.
+            answer = self._do.updates.update(girder)
+            if update is not None:
+                feed.settle_doubt("")
+        except AccessRefused:
+            self._mute(job)
+            return
+        else:
+            if update is not None:
+                feed.update_arrived(update)
+        job.announced = True
+        job.started_shown = started
+        self.notice(job, answer)
+
+    def _mute(self, job: LiveJob) -> None:
+        """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""
+        job.last_flush = self._do.clock.monotonic() + _MUTE_SECONDS
+
+    def report(self, job: LiveJob, end: Verdict) -> Verdict:
+        """Sends the rest of the log and the final state; returns the end that Girder shows then."""
+        girder = job.state.girder
+        assert girder is not None  # noqa: S101 - the caller looked
+        feed = self.feed(job)
+        if not (job.record.path / "told").exists():
+            feed.read(final=True)
+            feed.note(end.sentence)
+            write_durably(job.record.path / "told", end.code, sync=False)
+        if feed.has_doubt:
+            feed.settle_doubt(self._do.updates.log(girder))
+        status: JobStatus | None = None if job.state.is_revived else _STATUS[end.outcome]
+        while True:
+            update = feed.next_update()
+            is_last = update is None or update.end == feed.written_bytes
+            try:
+                answer = self._do.updates.update(
+                    girder,
+                    log=update.text if update else None,
+                    overwrite=bool(update and update.overwrite),
+                    status=status if is_last else None,
+                    progress=1.0 if is_last and status is JobStatus.SUCCESS else None,
+                    message=_LAST_MESSAGE[end.outcome] if is_last else None,
+                )
+            except TransitionRefused:
+                if update is not None:
+                    feed.settle_doubt("")
+                end = self._settle_status(girder, end)
+                if _STATUS[end.outcome] is status and not feed.has_pending:
+                    return end
+                status = _STATUS[end.outcome]
+                continue
+            if update is not None:
+                feed.update_arrived(update)
+            if is_last:
+                if status is None or answer.status == status:
+                    return end
+                msg = f"Girder shows status {answer.status} for job {girder.job_id} after {status} was sent."
+                raise Unreachable(msg)
+
+    def _settle_status(self, girder: GirderJob, end: Verdict) -> Verdict:
+        """Brings the Girder job to where the final status is allowed; a cancel that came meanwhile wins."""
+        status = self._do.updates.update(girder).status
+        if status in CANCELLED and end.outcome is not Outcome.CANCELED:
+            return Verdict(Outcome.CANCELED, "cancelled", "Cancelled (in Girder).")
+        if status == JobStatus.INACTIVE:
+            self.enter(girder, JobStatus.QUEUED)
+        if status in (JobStatus.INACTIVE, JobStatus.QUEUED):
+            self.enter(girder, JobStatus.RUNNING)
+            return end
+        if status in FINAL:
+            raise JobDeleted(f"The Girder job {girder.job_id} has ended already with status {status}.")
+        return end

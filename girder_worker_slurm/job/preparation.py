@@ -1,0 +1,151 @@
+"""From a message to a job that can be submitted: inputs in the run directory, the SIF, the script."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING
+
+from girder_worker_singularity.container import (
+    ContainerSpec,
+    container_arguments,
+    container_argv,
+    container_environment,
+    environment_file_text,
+)
+from girder_worker_slurm.errors import NotSupported
+from girder_worker_slurm.girder import inputs
+from girder_worker_slurm.girder.datalist import is_datalist_request
+from girder_worker_slurm.girder.ingest import read_descriptions
+from girder_worker_slurm.job.services import DIRECT, Parked
+from girder_worker_slurm.records.record import directory_name, write_durably
+from girder_worker_slurm.script.render import (
+    JobScript,
+    argument_file,
+    forbidden_head_option,
+    render_script,
+    sbatch_head,
+)
+
+if TYPE_CHECKING:
+    from girder_worker_singularity.sif_store import Sif
+    from girder_worker_slurm.job.girder_side import GirderSide
+    from girder_worker_slurm.job.live_job import LiveJob
+    from girder_worker_slurm.job.services import Services, StoryRules
+
+
+class Preparation:
+    """The steps before a job is submitted."""
+
+    def __init__(self, services: Services, rules: StoryRules, girder: GirderSide) -> None:
+        self._do = services
+        self._rules = rules
+        self._girder = girder
+
+    def stage(self, job: LiveJob) -> None:
+        """Begins an attempt and brings the inputs into its run directory."""
+        decoded = self._do.decoded(job)
+        state = job.state
+        if not state.token:
+            token = f"{self._rules.token_prefix}{secrets.token_hex(10)}"
+            log = (
+                self._rules.logs_dir / f"{directory_name(job.task_id)}.log" if self._rules.logs_dir else None
+            )
+            path = self._do.runs.path(token)
+            state = job.record.append(
+                "attempt",
+                number=state.attempt + 1,
+                token=token,
+                nonce=secrets.token_hex(16),
+                log_path=str(log or path / "output.log"),
+            )
+        # What an interrupted staging left is not trusted.
+        self._do.runs.remove(state.token)
+        run = self._do.runs.create(state.token)
+        self._do.runs.write(state.token, "nonce", state.nonce.encode())
+        task = inputs.stage(
+            decoded,
+            run=run,
+            name=directory_name(job.task_id),
+            rules=self._rules.staging,
+            check=self._do.checker(job),
+        )
+        write_durably(job.record.path / "task.json", json.dumps(task.as_json()), sync=False)
+        job.record.append("staged", cluster=DIRECT if self._is_waited_for(job, task) else "")
+
+    def render(self, job: LiveJob) -> None:
+        """Finds the image's SIF and writes script, argument file and environment file."""
+        state = job.state
+        task = inputs.StagedTask.from_json(
+            json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
+        )
+        sif = job.sif or self._sif_at_hand(task)
+        if sif is None:
+            raise Parked(task.image, task.pull_policy)
+        job.sif = None
+        run = self._do.runs.path(state.token)
+        spec = ContainerSpec(
+            sif=str(sif.path),
+            image=sif.config,
+            mounts=task.mounts,
+            environment=task.environment,
+            environment_file=str(run / "environment"),
+            scratch=str(run / "scratch"),
+            working_dir=task.working_dir,
+            entrypoint=task.entrypoint,
+            gpu="nv" if task.wants_gpu or sif.config.needs_nvidia else None,
+            hostname=task.hostname,
+            network_none=task.without_network,
+        )
+        self._do.runs.write(
+            state.token, "environment", environment_file_text(container_environment(spec)).encode()
+        )
+        arguments = task.arguments or (() if task.entrypoint is not None else sif.config.command)
+        self._do.runs.write(state.token, "arguments", argument_file(arguments))
+        head, container = self._container(state.token, spec)
+        script = JobScript(
+            token=state.token,
+            run=str(run),
+            spool=str(self._do.runs.spool),
+            log=state.log_path,
+            scratch=str(run / "scratch"),
+            container=container,
+            sbatch_head=head,
+        )
+        self._do.runs.write(state.token, "job.slurm", render_script(script).encode(), mode=0o700)
+        if task.ignored_options:
+            self._girder.feed(job).note(
+                f"These Docker options have no counterpart on a cluster: {', '.join(task.ignored_options)}."
+            )
+        job.record.append("rendered")
+
+    def _sif_at_hand(self, task: inputs.StagedTask) -> Sif | None:
+        return None if task.pull_policy == "always" else self._do.images.find(task.image)
+
+    def _container(self, token: str, spec: ContainerSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What is started on the node: Apptainer itself, or the site's script with Apptainer's arguments."""
+        site = self._rules.submit_script
+        if site is None:
+            return (), container_argv(spec, apptainer=self._rules.apptainer)
+        try:
+            text = site.read_bytes()
+        except OSError as error:
+            msg = f"The site's submit script {site} cannot be read: {error.strerror}."
+            raise NotSupported(msg) from error
+        copy = self._do.runs.write(token, "site.slurm", text, mode=0o700)
+        start = (str(copy),) if text.startswith(b"#!") else ("/bin/bash", str(copy))
+        head = sbatch_head(text.decode("utf-8", errors="replace"))
+        if (forbidden := forbidden_head_option(head)) is not None:
+            msg = f"The site's submit script {site} sets `{forbidden}` in its #SBATCH head, which only the worker may."
+            raise NotSupported(msg)
+        return head, (*start, *container_arguments(spec))
+
+    def _is_waited_for(self, job: LiveJob, task: inputs.StagedTask) -> bool:
+        """Whether Girder keeps a form waiting for this run: it must not wait in the queue."""
+        if self._do.decoded(job).hooks or not task.arguments:
+            return False
+        sif = self._do.images.find(task.image)
+        if sif is None:
+            return False
+        description = read_descriptions(self._rules.jobs_root, sif.path.name).get(task.arguments[0], "")
+        return is_datalist_request(task.arguments[1:], description)

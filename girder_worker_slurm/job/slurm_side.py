@@ -1,0 +1,213 @@
+"""A job's way through Slurm: submitted once, looked up after any doubt, cancelled, and judged when it has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure, Unreachable
+from girder_worker_slurm.job.services import DIRECT, Later
+from girder_worker_slurm.job.verdict import (
+    cancelled,
+    never_started,
+    requeued,
+    vanished,
+    verdict_of_event,
+    verdict_of_last_word,
+    verdict_of_slurm,
+)
+
+if TYPE_CHECKING:
+    from girder_worker_slurm.cluster.interface import JobDetail
+    from girder_worker_slurm.job.girder_side import GirderSide
+    from girder_worker_slurm.job.live_job import LiveJob
+    from girder_worker_slurm.job.services import Services, StoryRules
+    from girder_worker_slurm.job.state import Verdict
+
+#: How often a submission that never started is repeated before the job is given up.
+_MAX_SUBMITS = 3
+_KILL_AFTER_SECONDS = 60.0
+CANCEL_AGAIN_SECONDS = 20.0
+_BEFORE_START = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
+
+
+class SlurmSide:
+    """The steps' conversation with Slurm."""
+
+    def __init__(self, services: Services, rules: StoryRules, girder: GirderSide) -> None:
+        self._do = services
+        self._rules = rules
+        self._girder = girder
+
+    def submit(self, job: LiveJob) -> None:
+        """Records the intent, submits, records the id."""
+        state = job.record.append("intent", durable=True)
+        run = self._do.runs.path(state.token)
+        submission = Submission(state.token, run / "job.slurm", run / "slurm.out", self._rules.slurm_options)
+        try:
+            slurm_job_id = self._do.cluster_of(job).submit(submission)
+        except SubmitUnsure:
+            raise
+        except SubmitRejected as error:
+            self._do.runs.claim(state.token, "refused by Slurm")
+            raise SubmitRejected(str(error)) from error
+        except Unreachable:
+            # Slurm has certainly not taken it (a limit, or the command could not be run): no doubt to resolve.
+            job.record.append("lost")
+            raise
+        self._submitted(job, slurm_job_id)
+
+    def resolve(self, job: LiveJob) -> None:
+        """After any doubt whether Slurm has the job: looks it up by its token, and submits again if it has not."""
+        state = job.state
+        # Whoever has the claim runs, or has run: its id is the one that counts.
+        running = state.slurm_job_id or self._do.runs.claimant(state.token)
+        if running:
+            self._submitted(job, SlurmJobId(running))
+            return
+        rows = self._do.cluster_of(job).find(state.token)
+        if state.cancel:
+            self._cancel_unsure(job, [row.slurm_job_id for row in rows])
+            return
+        if rows:
+            self._submitted(job, rows[-1].slurm_job_id)
+            return
+        job.missing += 1
+        if job.missing < 2:
+            raise Later(self._rules.resolve_seconds)
+        # A request in a frozen controller may still surface; the claim then lets only one of the two start.
+        job.missing = 0
+        job.resubmits += 1
+        if job.resubmits >= _MAX_SUBMITS:
+            self._do.runs.claim(state.token, "given up")
+            job.record.decide(never_started(state, job.resubmits))
+            return
+        job.record.append("lost")
+
+    def cancel(self, job: LiveJob) -> None:
+        """Ends the job because it was cancelled or deleted in Girder."""
+        state = job.state
+        if not state.is_in_slurm:
+            job.record.decide(cancelled(state))
+            return
+        now = self._do.clock.monotonic()
+        ids = [SlurmJobId(state.slurm_job_id)]
+        if self._do.runs.claim(state.token, "cancelled"):
+            # It has not started and cannot start any more, whatever Slurm does from here on.
+            self._do.cluster_of(job).cancel(ids)
+            job.record.decide(cancelled(state))
+            return
+        job.cancel_begun_at = job.cancel_begun_at or now
+        self._do.cluster_of(job).cancel(ids, kill=now - job.cancel_begun_at >= _KILL_AFTER_SECONDS)
+        job.cancel_sent_at = now
+        raise Later(CANCEL_AGAIN_SECONDS)
+
+    def judge(self, job: LiveJob) -> None:
+        """Decides how the job ended."""
+        state = job.state
+        if state.cancel and state.ended is not None:
+            job.record.decide(cancelled(state))
+            return
+        verdict = verdict_of_event(state)
+        if verdict is None:
+            verdict = self._verdict_with_slurm(job)
+        if verdict is not None:
+            self._await_whole_log(job)
+            job.record.decide(verdict)
+
+    def _submitted(self, job: LiveJob, slurm_job_id: SlurmJobId) -> None:
+        job.record.append("submitted", slurm_job_id=slurm_job_id, at=self._do.clock.now())
+        job.decoded = None
+        job.missing = 0
+        job.final_since = 0.0
+        job.waiting_message = "Slurm: submitted"
+        self._girder.feed(job).note(f"Submitted as Slurm job {slurm_job_id}.")
+
+    def _cancel_unsure(self, job: LiveJob, slurm_job_ids: list[SlurmJobId]) -> None:
+        state = job.state
+        won = self._do.runs.claim(state.token, "cancelled")
+        self._do.cluster_of(job).cancel(slurm_job_ids, () if slurm_job_ids else (state.token,))
+        if won:
+            job.record.decide(cancelled(state))
+        elif slurm_job_ids:
+            self._submitted(job, slurm_job_ids[-1])
+        else:
+            raise Later(1.0)
+
+    def _verdict_with_slurm(self, job: LiveJob) -> Verdict | None:
+        state = job.state
+        detail: JobDetail | None = None
+        if state.slurm_job_id:
+            detail = self._do.cluster_of(job).describe(SlurmJobId(state.slurm_job_id))
+        if detail is None or detail.token != state.token:
+            # Ids are given out again: a job of another name is not ours.
+            return self._verdict_of_absence(job)
+        job.missing = 0
+        if detail.state not in FINAL_STATES:
+            if state.ended is not None and detail.state in _BEFORE_START:
+                # Slurm would start it once more; its claim is taken, so that would do nothing.
+                self._do.cluster_of(job).cancel([detail.slurm_job_id])
+                return requeued(state, detail)
+            if state.ended is not None or state.cluster == DIRECT:
+                job.looks += 1
+                raise Later(min(10.0, 0.5 * 1.2**job.looks))
+            job.final_since = 0.0
+            return None
+        if state.ended is None and not self._do.runs.claim(state.token, f"ended: {detail.state}"):
+            # It did start; its word may be on the way.
+            claimant = self._do.runs.claimant(state.token)
+            if claimant and claimant != state.slurm_job_id:
+                # Another submission of the same token runs; the one looked at was turned away by the claim.
+                job.record.append("submitted", slurm_job_id=claimant, at=state.submitted_at)
+                job.final_since = 0.0
+                return None
+            if not job.final_since:
+                job.final_since = self._do.clock.monotonic()
+            if self._do.clock.monotonic() - job.final_since < self._rules.event_grace_seconds * 2:
+                raise Later(0.5)
+        return verdict_of_slurm(state, detail)
+
+    def _verdict_of_absence(self, job: LiveJob) -> Verdict | None:
+        state = job.state
+        if state.ended is not None:
+            # Slurm forgot it already; the script's own word is all there is.
+            return verdict_of_last_word(state)
+        if self._do.runs.claimed_by(state.token) == "job" or state.started is not None:
+            age = self._do.clock.now() - state.submitted_at
+            if state.cluster == DIRECT and age < self._do.direct.limit_seconds + 10:
+                # It was started by the worker before this one, and may still run.
+                raise Later(1.0)
+            return vanished(state)
+        if state.cancel:
+            self._do.runs.claim(state.token, "cancelled")
+            return cancelled(state)
+        job.resubmits += 1
+        if job.resubmits >= _MAX_SUBMITS:
+            if not self._do.runs.claim(state.token, "given up"):
+                return vanished(state)
+            return never_started(state, job.resubmits)
+        self._girder.feed(job).note(
+            f"Slurm lost job {state.slurm_job_id} before it started; it is submitted again."
+        )
+        job.missing = 0
+        job.record.append("lost")
+        return None
+
+    def _await_whole_log(self, job: LiveJob) -> None:
+        """Waits until the shared file system shows the log as long as the job left it."""
+        feed = self._girder.feed(job)
+        ended = job.state.ended or {}
+        expected = ended.get("log_bytes", 0)
+        now = self._do.clock.monotonic()
+        if feed.output is None or not isinstance(expected, int):
+            return
+        try:
+            size = feed.output.stat().st_size
+        except OSError:
+            size = 0
+        if size < expected:
+            if not job.final_since:
+                job.final_since = now
+            if now - job.final_since < self._rules.event_grace_seconds:
+                raise Later(0.25)
