@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shlex
 import shutil
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,7 @@ from girder_worker_slurm.errors import (
     SubmitUnsure,
     Unreachable,
 )
+from girder_worker_slurm.script.render import sbatch_head, script_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,8 +156,6 @@ class Probe:
         script = self._settings.slurm.submit_script
         if script is None:
             return ()
-        from girder_worker_slurm.script.render import sbatch_head  # noqa: PLC0415 - brings jinja2
-
         return sbatch_head(script.read_text(encoding="utf-8", errors="replace"))
 
     def _clean(self) -> None:
@@ -250,23 +247,10 @@ def render_probe(
     sbatch_head: tuple[str, ...] = (),
 ) -> str:
     """The text of the probe script; raises ValueError for a value that cannot stand in it."""
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - slow to import
-
     from girder_worker_slurm.doctor.apptainer import EXEC_OPTIONS, HOST_DIRECTORIES  # noqa: PLC0415
 
-    for value in (directory, sif_note, logs_directory, apptainer, tiny_sif, *direct_paths):
-        if "\0" in value or "\n" in value:
-            msg = f"the value {value!r} cannot stand in a job script"
-            raise ValueError(msg)
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - bash, not HTML; every value passes `q`
-    )
-    environment.filters["q"] = shlex.quote
-    template = environment.from_string(files(__package__).joinpath("probe.slurm").read_text(encoding="utf-8"))
+    values = (directory, sif_note, logs_directory, apptainer, tiny_sif, *direct_paths)
+    template = script_template(__package__, "probe.slurm", values)
     return template.render(
         directory=directory,
         nonce=nonce,

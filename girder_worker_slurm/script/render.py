@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _FORBIDDEN_LONG = ("array", "dependency", "hold", "wrap", "test-only", "uid", "gid", "clusters")
 _FORBIDDEN_SHORT = frozenset({"a", "d", "H", "M"})
@@ -29,21 +31,8 @@ class JobScript:
 
 def render_script(script: JobScript) -> str:
     """The job script; raises ValueError when a value cannot be quoted."""
-    for value in (script.token, script.run, script.spool, script.log, script.scratch, *script.container):
-        if "\0" in value or "\n" in value:
-            msg = f"The value {value!r} cannot stand in a job script."
-            raise ValueError(msg)
-    environment = Environment(
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - bash, not HTML; every value passes `q`
-    )
-    environment.filters["q"] = shlex.quote
-    template = environment.from_string(
-        files(__package__).joinpath("singularity.slurm").read_text(encoding="utf-8")
-    )
+    values = (script.token, script.run, script.spool, script.log, script.scratch, *script.container)
+    template = script_template(__package__, "singularity.slurm", values)
     return template.render(
         token=script.token,
         run=script.run,
@@ -53,6 +42,26 @@ def render_script(script: JobScript) -> str:
         container=script.container,
         sbatch_head=script.sbatch_head,
     )
+
+
+def script_template(package: str, name: str, values: tuple[str, ...]) -> Template:
+    """A bash template of a package, with the filter `q` that quotes; ValueError if one of the values cannot be quoted."""
+    for value in values:
+        if "\0" in value or "\n" in value:
+            msg = f"The value {value!r} cannot stand in a job script."
+            raise ValueError(msg)
+    # Not at import: the command line has to start fast.
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - bash, not HTML; every value passes `q`
+    )
+    environment.filters["q"] = shlex.quote
+    return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def argument_file(arguments: tuple[str, ...]) -> bytes:

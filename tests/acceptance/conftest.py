@@ -68,7 +68,7 @@ def shared_site(stack: Stack) -> Iterator[Site]:
     """A site with one worker and the toy image ingested, for the whole session."""
     girder = GirderSite(stack).login()
     root = stack.shared / f"acceptance-{uuid.uuid4().hex[:8]}"
-    worker = Worker(stack, root, root.with_suffix(".sif"))
+    worker = Worker(stack, root, root.with_name(f"{root.name}-sif"))
     worker.start()
     try:
         image = push_toy_cli(stack["DEVSTACK_REGISTRY"], f"tests/toy:{uuid.uuid4().hex[:6]}")

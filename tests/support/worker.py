@@ -41,17 +41,19 @@ class Worker:
     extra_config: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     poll_seconds: float = 2.0
+    #: Its `worker_id`, where several share a root.
+    name: str = ""
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def config(self) -> Path:
         """Its worker.local.cfg."""
-        return self.root.with_suffix(".cfg")
+        return self.root.with_name(f"{self.root.name}{self.name}.cfg")
 
     @property
     def log(self) -> Path:
         """What it prints."""
-        return self.root.with_suffix(".log")
+        return self.root.with_name(f"{self.root.name}{self.name}.log")
 
     def start(self) -> Worker:
         """Starts it and waits until it takes tasks."""
@@ -62,6 +64,7 @@ class Worker:
                 registry=self.stack["DEVSTACK_REGISTRY"],
                 poll_seconds=self.poll_seconds,
             )
+            + (f"[jobs]\nworker_id = {self.name}\n" if self.name else "")
             + self.extra_config,
             encoding="utf-8",
         )

@@ -1,0 +1,88 @@
+"""What a site sets up for itself: its own submit script, several workers on one root."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.girder_site import SUCCESS, wait_until
+from tests.support.worker import Worker
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Site
+
+pytestmark = [pytest.mark.girder, pytest.mark.timeout(300)]
+
+_SCRIPT = """#!/bin/bash
+#SBATCH --comment=from-the-site
+#SBATCH --job-name=ignored
+module load apptainer 2>/dev/null
+echo "site before"
+apptainer exec "$@"
+code=$?
+echo "site after $code"
+exit $code
+"""
+
+
+def test_a_site_s_own_submit_script_keeps_working(site: Site, folder: str) -> None:
+    script = site.worker.root / "site" / "singularity.slurm"
+    script.parent.mkdir(exist_ok=True)
+    script.parent.chmod(0o755)
+    script.write_text(_SCRIPT)
+    script.chmod(0o755)
+    site.worker.stop()
+    site.worker.environment = {"GIRDER_WORKER_SLURM_SUBMIT_SCRIPT": str(script)}
+    site.worker.start()
+    job = site.run_toy(folder, text="through the site's script", sleep=1)
+    ended = site.girder.wait_for_end(job)
+    log = "".join(ended["log"])
+    assert ended["status"] == SUCCESS, log
+    assert log.index("site before") < log.index("toy starts in /opt/toy") < log.index("site after 0")
+    assert site.girder.files(folder)["out.txt"] == b"text=<through the site's script>\ninput=hello\n"
+    detail = site.slurm("scontrol", "show", "job", site.worker.slurm_job_id(job))
+    assert "Comment=from-the-site" in detail
+    assert "JobName=gw-" in detail
+
+
+def test_a_site_script_s_exit_code_is_the_job_s(site: Site, folder: str) -> None:
+    script = site.worker.root / "site" / "singularity.slurm"
+    script.parent.mkdir(exist_ok=True)
+    script.parent.chmod(0o755)
+    script.write_text(_SCRIPT)
+    script.chmod(0o755)
+    site.worker.stop()
+    site.worker.environment = {"GIRDER_WORKER_SLURM_SUBMIT_SCRIPT": str(script)}
+    site.worker.start()
+    ended = site.girder.wait_for_end(site.run_toy(folder, code=7))
+    assert "exit code 7" in "".join(ended["log"])
+
+
+def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, folder: str) -> None:
+    """The jobs of a killed worker go on under another; when it comes back it leaves them alone."""
+    site.worker.stop()
+    root = site.worker.root.with_name(f"{site.worker.root.name}-two")
+    first = Worker(site.stack, root, site.worker.sif, name="alpha").start()
+    second = Worker(site.stack, root, site.worker.sif, name="beta")
+    try:
+        jobs = [site.run_toy(folder, sleep=25) for _ in range(4)]
+        for job in jobs:
+            wait_until("it runs", lambda job=job: "second 1" in site.girder.log(job), seconds=40)
+        first.kill()
+        second.start()
+        wait_until(
+            "the second worker owns them",
+            lambda: len(list(root.glob("record/*/owner.2"))) == len(jobs),
+            seconds=60,
+        )
+        first.start()
+        ended = [site.girder.wait_for_end(job, seconds=90) for job in jobs]
+        for job in ended:
+            log = "".join(job["log"])
+            assert job["status"] == SUCCESS, log
+            assert log.count("toy starts") == log.count("toy ends") == log.count("second 9\n") == 1
+        assert len([name for name in site.girder.files(folder) if name.startswith("out.txt")]) == len(jobs)
+    finally:
+        first.stop()
+        second.stop()
