@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Each entry is a choice of names: releases call some packages differently.
 _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("munge", "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")),
-    *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry")),
+    *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry", "docker.io")),
     *((name,) for name in ("umoci", "skopeo", "busybox-static", "squashfs-tools", "patchelf", "debootstrap")),
     *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse3")),
     *((name,) for name in ("python3-venv", "ca-certificates", "shellcheck")),

@@ -175,7 +175,7 @@ class RunDirectories:
                     str(fields["nonce"]),
                     fields,
                 )
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 return None
 
 

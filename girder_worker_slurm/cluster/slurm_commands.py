@@ -111,6 +111,7 @@ _SUBMIT_LIMIT = re.compile(r"MaxSubmitJob|MaxJobCount|temporarily unable to acce
 #: sbatch could not bring its question to an end: the job may exist.
 _UNSURE = re.compile(
     r"Socket timed out|Unable to contact slurm controller|Connection (refused|reset|timed out)|Zero Bytes"
+    r"|authentication error|Munge|credential|standby mode|I/O error writing script|Resource temporarily unavailable"
     r"|Transport endpoint|Unexpected message received|Slurm controller not responding|communication",
     re.IGNORECASE,
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ from girder_client import HttpError
 
 from girder_worker_slurm.errors import OutputRefused, SlurmWorkerError
 from girder_worker_slurm.girder.inputs import attach_clients, run_volume
+from girder_worker_slurm.girder.transfer_client import Upload, open_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +24,20 @@ if TYPE_CHECKING:
     from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)
+
+#: What trying again does not mend; a full disk or a stale mount may pass.
+_REFUSED_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EILSEQ,
+        errno.ENXIO,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -32,13 +50,19 @@ class RecordLedger:
         """See `UploadLedger`."""
         return key in self.record.state.uploaded
 
-    def upload_id(self, key: str) -> str | None:
+    def upload(self, key: str) -> Upload | None:
         """See `UploadLedger`."""
-        return self.record.state.uploads.get(key)
+        state = self.record.state
+        upload_id = state.uploads.get(key)
+        return None if upload_id is None else Upload(upload_id, state.upload_offsets.get(key, 0))
 
     def begun(self, key: str, upload_id: str) -> None:
         """See `UploadLedger`."""
         self.record.append("upload", key=key, upload_id=upload_id)
+
+    def acknowledged(self, key: str, offset: int) -> None:
+        """See `UploadLedger`."""
+        self.record.append("upload_at", key=key, offset=offset)
 
     def finished(self, key: str) -> None:
         """See `UploadLedger`."""
@@ -53,12 +77,12 @@ def deliver(
     Raises OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what
     `check` raises.
     """
-    remove_escaping_links(run / "volume")
+    make_safe(run / "volume")
     volume = run_volume(run, name)
     clients = attach_clients(decoded.hooks, api_url, check)
     for client in clients:
         client.ledger = RecordLedger(record)
-        client.upload_root = run
+        client.upload_root = run / "volume"
     results: list[Any] = []
     for index, hook in enumerate(decoded.hooks):
         if index in record.state.hooks_done:
@@ -76,18 +100,19 @@ def after_failure(
     decoded: DecodedTask, record: Record, *, run: Path, name: str, api_url: str, check: Callable[[], None]
 ) -> list[str]:
     """Runs what hooks have for the case of failure (artifacts for debugging); returns what went wrong."""
-    remove_escaping_links(run / "volume")
+    make_safe(run / "volume")
     volume = run_volume(run, name)
     problems = []
     for client in attach_clients(decoded.hooks, api_url, check):
         client.ledger = RecordLedger(record)
-        client.upload_root = run
+        client.upload_root = run / "volume"
         client.key_prefix = "failure"
     for hook in decoded.hooks:
         try:
             # An artifact's own exception() would look for the file at its path in the container.
             if getattr(hook, "_upload_on_exception", False):
                 _refuse_escaping_name(hook)
+                _guard_artifacts(hook, run)
                 hook.transform(None, _default_temp_volume=volume)
             elif callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"):
                 hook.exception()
@@ -98,20 +123,35 @@ def after_failure(
     return problems
 
 
-def remove_escaping_links(volume: Path) -> list[Path]:
-    """Removes symbolic links that lead out of the volume, and returns them.
+def make_safe(volume: Path) -> list[Path]:
+    """Makes a volume readable and removes symbolic links that lead out of it; returns those.
 
-    A container can write any link; followed here, outside the container, it would upload files of the worker's user.
+    A container can leave directories without permissions, and any link: followed here, outside the container, it
+    would give away files of the worker's user. Raises OutputRefused for what cannot be looked into.
     """
-    removed = []
+    removed: list[Path] = []
     inside = volume.resolve()
-    for directory, folders, files in os.walk(volume):
-        for name in (*folders, *files):
-            path = Path(directory, name)
-            if path.is_symlink() and not _leads_into(path, inside):
-                path.unlink()
-                removed.append(path)
-                logger.warning("The output link %s led out of its directory and is left out", path)
+    pending = [volume]
+    while pending:
+        directory = pending.pop()
+        try:
+            directory.chmod(stat.S_IMODE(directory.lstat().st_mode) | stat.S_IRWXU)
+            entries = list(os.scandir(directory))
+        except OSError as error:
+            msg = f"The output directory {directory.name} cannot be read: {error.strerror}."
+            raise OutputRefused(msg) from error
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_symlink():
+                if not _leads_into(path, inside):
+                    path.unlink()
+                    removed.append(path)
+                    logger.warning("The output link %s led out of its directory and is left out", path)
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif not os.access(path, os.R_OK):
+                with contextlib.suppress(OSError):  # opening it tells
+                    path.chmod(stat.S_IMODE(path.lstat().st_mode) | stat.S_IRUSR)
     return removed
 
 
@@ -126,6 +166,7 @@ def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
     if not callable(getattr(hook, "transform", None)):
         return None
     _refuse_escaping_name(hook)
+    _guard_artifacts(hook, run)
     try:
         return hook.transform(None, _default_temp_volume=volume)
     except SlurmWorkerError:
@@ -136,12 +177,28 @@ def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
     except HttpError as error:
         msg = f"Girder refused an output ({error.status}). The outputs are kept in {run / 'volume'}."
         raise OutputRefused(msg) from error
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno not in _REFUSED_ERRORS:
+            raise
+        msg = f"The output {error.filename or ''} cannot be read: {error.strerror}. It is kept in {run / 'volume'}."
+        raise OutputRefused(msg) from error
     except Exception as error:
         # A hook is foreign code: what it raises it would raise again.
         msg = f"{type(hook).__name__} failed: {type(error).__name__}: {error}. The outputs are kept in {run / 'volume'}."
         raise OutputRefused(msg) from error
+
+
+def _guard_artifacts(hook: Any, run: Path) -> None:
+    """Has an artifact's files opened with the same care as other outputs: its hook opens them itself."""
+    upload = getattr(hook, "_upload_artifact", None)
+    if upload is None:
+        return
+
+    def guarded(file: str, name: str | None = None) -> Any:
+        with open_output(Path(file), run / "volume"):
+            return upload(file, name)
+
+    hook._upload_artifact = guarded  # noqa: SLF001 - the stock name
 
 
 def _refuse_escaping_name(hook: Any) -> None:

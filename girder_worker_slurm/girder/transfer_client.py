@@ -6,20 +6,33 @@ GirderUnreachable, after which the same step is done again: what was uploaded is
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import mimetypes
+import os
+import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import requests
 from girder_client import GirderClient, HttpError
 
-from girder_worker_slurm.errors import GirderUnreachable
+from girder_worker_slurm.errors import GirderUnreachable, OutputRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _TIMEOUT = (10.0, 300.0)
 _CHUNK_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload that was begun, and how many bytes of it Girder has acknowledged."""
+
+    upload_id: str
+    acknowledged: int
 
 
 class UploadLedger(Protocol):
@@ -28,11 +41,14 @@ class UploadLedger(Protocol):
     def is_uploaded(self, key: str) -> bool:
         """Whether this file is in Girder as a whole."""
 
-    def upload_id(self, key: str) -> str | None:
+    def upload(self, key: str) -> Upload | None:
         """The upload that was begun for this file."""
 
     def begun(self, key: str, upload_id: str) -> None:
         """Records an upload before its first byte is sent."""
+
+    def acknowledged(self, key: str, offset: int) -> None:
+        """Records that Girder has a chunk that ends there."""
 
     def finished(self, key: str) -> None:
         """Records that the file is in Girder."""
@@ -142,53 +158,101 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
         key = f"{self.key_prefix}:{_relative(path, self.upload_root)}"
         if ledger.is_uploaded(key):
             return
-        size = path.stat().st_size
-        upload_id = ledger.upload_id(key)
-        if upload_id is None:
-            name = Path(filename or path).name
-            details = {"name": name, "size": size, "mimeType": mime_type or mimetypes.guess_type(name)[0]}
-            if reference:
-                details["reference"] = reference
-            if replaced_file is not None:
-                begun = self.put(f"file/{replaced_file}/contents", parameters=details)
-            else:
-                begun = self.post("file", parameters={**parameters, **details})
-            offset = 0
-            # Girder makes an empty file at once, without an upload.
-            if size == 0:
-                ledger.finished(key)
-                return
-            upload_id = str(begun["_id"])
-            ledger.begun(key, upload_id)
-        else:
-            known = self._offset(upload_id)
-            if known is None:
-                # Girder forgets an upload when its last byte has come: it was finished, its answer was lost.
-                ledger.finished(key)
-                return
-            offset = known
-        self._send_chunks(path, upload_id, offset, size)
+        with open_output(path, self.upload_root) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            upload = self._known_upload(ledger, key, size)
+            if upload is None:
+                name = (
+                    Path(filename or path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                )
+                details = {"name": name, "size": size, "mimeType": mime_type or mimetypes.guess_type(name)[0]}
+                if reference:
+                    details["reference"] = reference
+                if replaced_file is not None:
+                    begun = self.put(f"file/{replaced_file}/contents", parameters=details)
+                else:
+                    begun = self.post("file", parameters={**parameters, **details})
+                # Girder makes an empty file at once, without an upload.
+                if size == 0:
+                    ledger.finished(key)
+                    return
+                upload = Upload(str(begun["_id"]), 0)
+                ledger.begun(key, upload.upload_id)
+            if upload.acknowledged < size:
+                self._send_chunks(handle, ledger, key, upload, size)
         ledger.finished(key)
 
-    def _send_chunks(self, path: Path, upload_id: str, offset: int, size: int) -> None:
-        with path.open("rb") as handle:
-            handle.seek(offset)
-            while offset < size:
-                chunk = handle.read(min(_CHUNK_BYTES, size - offset))
-                if not chunk:
-                    msg = f"{path} became shorter while it was uploaded ({offset} of {size} bytes)."
-                    raise OSError(msg)
-                self.post(f"file/chunk?offset={offset}&uploadId={upload_id}", data=chunk)
-                offset += len(chunk)
+    def _known_upload(self, ledger: UploadLedger, key: str, size: int) -> Upload | None:
+        """The upload to go on with; None if a new one has to be begun.
+
+        Girder hashes what it receives: an upload can only be resumed where the last acknowledged chunk ended. Asked
+        for the offset, Girder counts bytes of a broken chunk that it has not hashed.
+        """
+        upload = ledger.upload(key)
+        if upload is None:
+            return None
+        offset = self._offset(upload.upload_id)
+        if offset is None and size - upload.acknowledged <= _CHUNK_BYTES:
+            # Girder forgets an upload when its last byte has come: it was finished, its answer was lost.
+            return Upload(upload.upload_id, size)
+        if offset == upload.acknowledged:
+            return upload
+        with contextlib.suppress(HttpError, GirderUnreachable):  # Girder removes it some day
+            self.delete(f"file/upload/{upload.upload_id}")
+        return None
+
+    def _send_chunks(
+        self, handle: BinaryIO, ledger: UploadLedger, key: str, upload: Upload, size: int
+    ) -> None:
+        offset = upload.acknowledged
+        handle.seek(offset)
+        answer: Any = None
+        while offset < size:
+            chunk = handle.read(min(_CHUNK_BYTES, size - offset))
+            if not chunk:
+                msg = f"An output became shorter while it was uploaded ({offset} of {size} bytes)."
+                raise OSError(errno.EIO, msg)
+            answer = self.post(f"file/chunk?offset={offset}&uploadId={upload.upload_id}", data=chunk)
+            offset += len(chunk)
+            ledger.acknowledged(key, offset)
+        # The answer to the last chunk is the file; anything else is an upload that Girder could not finish.
+        if not isinstance(answer, dict) or "itemId" not in answer:
+            msg = "Girder took the last byte of an upload but made no file of it."
+            raise GirderUnreachable(msg)
 
     def _offset(self, upload_id: str) -> int | None:
-        """How many bytes of an upload Girder has; None when it does not know the upload."""
+        """How many bytes of an upload Girder has; None when it does not know the upload, -1 when it cannot say."""
         try:
             return int(self.get("file/offset", parameters={"uploadId": upload_id})["offset"])
         except HttpError as error:
             if error.status in (400, 404):
                 return None
             raise
+        except GirderUnreachable:
+            # Away, or stumbling over this one upload: then a new one is begun.
+            self.get("system/version")
+            return -1
+
+
+@contextlib.contextmanager
+def open_output(path: Path, volume: Path) -> Iterator[BinaryIO]:
+    """An output file, opened only if it really is a file where it seems to be.
+
+    A container can leave links to anywhere, which, followed here, would give away files of the worker's user. Raises
+    OutputRefused.
+    """
+    place = volume if path.is_relative_to(volume) else path.parent
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(place.resolve()):
+        msg = f"The output {path.name} is a link that leads out of the job's directory."
+        raise OutputRefused(msg)
+    # The path has no links any more; one that was put there since is refused.
+    descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as handle:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            msg = f"The output {path.name} is no file."
+            raise OutputRefused(msg)
+        yield handle
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from girder_worker_slurm.job.girder_side import GirderSide
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
-    from girder_worker_slurm.job.state import Verdict
+    from girder_worker_slurm.job.state import JobState, Verdict
 
 #: How often a submission that never started is repeated before the job is given up.
 _MAX_SUBMITS = 3
+#: How often a job is begun anew, with a new token, after Slurm failed to launch it.
+_MAX_ATTEMPTS = 2
 _KILL_AFTER_SECONDS = 60.0
 CANCEL_AGAIN_SECONDS = 20.0
 _BEFORE_START = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
@@ -166,7 +168,46 @@ class SlurmSide:
                 job.final_since = self._do.clock.monotonic()
             if self._do.clock.monotonic() - job.final_since < self._rules.event_grace_seconds * 2:
                 raise Later(0.5)
+            if self._late_word(job):
+                return None
+        elif state.ended is None and self._is_failed_launch(state, detail):
+            self._begin_again(job, detail)
+            return None
         return verdict_of_slurm(state, detail)
+
+    def _late_word(self, job: LiveJob) -> bool:
+        """Takes a last word that another worker moved out of the spool before it lost the job."""
+        state = job.state
+        for event in self._do.runs.kept_events(state.token):
+            if event.kind == "ended" and event.nonce == state.nonce:
+                fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
+                job.record.append("ended", **fields)
+                return True
+        return False
+
+    @staticmethod
+    def _is_failed_launch(state: JobState, detail: JobDetail) -> bool:
+        """Whether Slurm itself cancelled a job that it had given a node and could not launch there.
+
+        So it ends jobs whose ids it had given out before and lost with its state (seen: slurmctld killed, 22.05.8).
+        """
+        return (
+            detail.state == "CANCELLED"
+            and bool(detail.nodes)
+            and not state.cancel
+            and state.attempt < _MAX_ATTEMPTS
+        )
+
+    def _begin_again(self, job: LiveJob, detail: JobDetail) -> None:
+        """A new attempt with a new token: the claim of the old one is the worker's, so it can never start."""
+        self._girder.feed(job).note(
+            f"Slurm cancelled job {detail.slurm_job_id} on {detail.nodes} before it could start; it is submitted anew."
+        )
+        self._do.runs.remove_data(job.state.token)
+        job.record.append("again", why=f"{detail.state} before the start")
+        job.missing = 0
+        job.final_since = 0.0
+        job.resubmits = 0
 
     def _verdict_of_absence(self, job: LiveJob) -> Verdict | None:
         state = job.state

@@ -103,6 +103,7 @@ class JobState:
     verdict: Verdict | None = None
     hooks_done: frozenset[int] = frozenset()
     uploads: Mapping[str, str] = field(default_factory=dict)
+    upload_offsets: Mapping[str, int] = field(default_factory=dict)
     uploaded: frozenset[str] = frozenset()
     result_sent: bool = False
     log_path: str = ""
@@ -121,9 +122,21 @@ class JobState:
 def fold(entries: Iterable[Mapping[str, Any]]) -> JobState:
     """The state that these entries add up to."""
     state = JobState()
+    # Thousands of output files: these three grow in place here, where nobody else sees them yet.
+    uploads: dict[str, str] = {}
+    offsets: dict[str, int] = {}
+    uploaded: set[str] = set()
     for entry in entries:
-        state = apply(state, entry)
-    return state
+        event = entry.get("event")
+        if event == "upload":
+            uploads[entry["key"]], offsets[entry["key"]] = entry["upload_id"], 0
+        elif event == "upload_at":
+            offsets[entry["key"]] = int(entry["offset"])
+        elif event == "uploaded":
+            uploaded.add(entry["key"])
+        else:
+            state = apply(state, entry)
+    return replace(state, uploads=uploads, upload_offsets=offsets, uploaded=frozenset(uploaded))
 
 
 def apply(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -188,6 +201,11 @@ def _lost(state: JobState, _entry: Mapping[str, Any]) -> JobState:
     return replace(state, phase=Phase.RENDERED, slurm_job_id="")
 
 
+def _again(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+    """The attempt is over before it started; the next one gets a token of its own."""
+    return replace(state, phase=Phase.ADMITTED, token="", nonce="", slurm_job_id="", started=None, ended=None)
+
+
 def _started(state: JobState, entry: Mapping[str, Any]) -> JobState:
     if entry.get("token") != state.token:
         return state
@@ -216,7 +234,16 @@ def _hook_done(state: JobState, entry: Mapping[str, Any]) -> JobState:
 
 
 def _upload(state: JobState, entry: Mapping[str, Any]) -> JobState:
-    return replace(state, uploads={**state.uploads, entry["key"]: entry["upload_id"]})
+    key = entry["key"]
+    return replace(
+        state,
+        uploads={**state.uploads, key: entry["upload_id"]},
+        upload_offsets={**state.upload_offsets, key: 0},
+    )
+
+
+def _upload_at(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, upload_offsets={**state.upload_offsets, entry["key"]: int(entry["offset"])})
 
 
 def _uploaded(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -236,12 +263,14 @@ _CHANGES: dict[str, Any] = {
     "intent": _phase(Phase.SUBMITTING),
     "submitted": _submitted,
     "lost": _lost,
+    "again": _again,
     "started": _started,
     "ended": _ended,
     "cancel": _cancel,
     "verdict": _verdict,
     "hook_done": _hook_done,
     "upload": _upload,
+    "upload_at": _upload_at,
     "uploaded": _uploaded,
     "delivered": _phase(Phase.DELIVERED),
     "result_sent": _result_sent,

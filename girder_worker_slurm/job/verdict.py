@@ -85,14 +85,14 @@ def verdict_of_last_word(state: JobState) -> Verdict:
             "out_of_memory",
             f"Slurm job {state.slurm_job_id} used more memory than it was given{_peak(ended)}.",
         )
-    if _code(ended) == 0:
-        return Verdict(Outcome.SUCCESS, "completed", f"Slurm job {state.slurm_job_id} completed{_on(ended)}.")
     if ended.get("cause") != "exit":
         return _slurm(
             "ended_by_signal",
             f"Slurm job {state.slurm_job_id} was ended from outside (SIG{ended.get('cause')}){_on(ended)}: at its time limit,"
             " by an administrator, or for another job. Slurm remembers no more about it.",
         )
+    if _code(ended) == 0:
+        return Verdict(Outcome.SUCCESS, "completed", f"Slurm job {state.slurm_job_id} completed{_on(ended)}.")
     return container_failed(state)
 
 

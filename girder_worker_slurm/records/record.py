@@ -199,11 +199,17 @@ class Record:
         line = json_text(entry) + "\n"
         descriptor = os.open(self.path / "state.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            data = line.encode("utf-8")
-            while data:
-                data = data[os.write(descriptor, data) :]
-            if durable:
-                os.fsync(descriptor)
+            before = os.fstat(descriptor).st_size
+            try:
+                data = line.encode("utf-8")
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                if durable:
+                    os.fsync(descriptor)
+            except OSError:
+                # Half a line, from a full disk, must not stand in front of the next one.
+                os.ftruncate(descriptor, before)
+                raise
         finally:
             os.close(descriptor)
         self.state = apply(self.state, entry)

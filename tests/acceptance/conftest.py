@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.girder_site import GirderSite
+from tests.support.slow_link import SlowLink
 from tests.support.stack import Stack
 from tests.support.toy_cli import push_toy_cli
 from tests.support.worker import Worker
@@ -92,6 +93,17 @@ def site(shared_site: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
         worker.extra_config, worker.environment = "", {}
     if request.session.shouldstop:
         worker.stop()
+
+
+@pytest.fixture
+def slow(site: Site) -> Iterator[SlowLink]:
+    """A line to Girder that can be slow or cut, which the worker uses."""
+    with SlowLink(site.stack["GIRDER_URL"]) as link:
+        site.worker.stop()
+        site.worker.environment = {"GIRDER_WORKER_API_URL": link.url("/api/v1")}
+        site.worker.start()
+        yield link
+        link.bytes_per_second = 0.0
 
 
 @pytest.fixture

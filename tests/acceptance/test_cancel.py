@@ -10,6 +10,7 @@ from tests.support.girder_site import CANCELED, RUNNING, SUCCESS, wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Site
+    from tests.support.slow_link import SlowLink
 
 pytestmark = pytest.mark.girder
 
@@ -98,6 +99,30 @@ def test_a_deleted_job_is_cancelled_in_slurm_and_uploads_nothing(site: Site, fol
     site.worker.start()
     wait_until("Slurm has cancelled it", lambda: site.slurm_state(slurm) in ("CANCELLED", ""), seconds=30)
     assert "out.txt" not in site.girder.files(folder)
+
+
+def _events(site: Site, job: str) -> list[str]:
+    return [entry["event"] for entry in site.worker.entries_of(job)]
+
+
+def test_cancel_while_inputs_are_staged(site: Site, folder: str, slow: SlowLink) -> None:
+    file = site.girder.upload(folder, "large.bin", b"x" * 20_000_000)
+    slow.bytes_per_second = 1_000_000
+    job = site.girder.run(site.toy, inputFile=file, outputFile="out.txt", outputFile_folder=folder)
+    wait_until("staging has begun", lambda: "attempt" in _events(site, job), seconds=30)
+    site.girder.cancel(job)
+    _expect_cancelled(site, job, folder, seconds=15)
+    assert "submitted" not in _events(site, job)
+
+
+def test_cancel_while_outputs_are_uploaded(site: Site, folder: str, slow: SlowLink) -> None:
+    job = site.run_toy(folder, mode="big")
+    wait_until("the analysis has ended", lambda: "ended" in _events(site, job), seconds=60, every=0.02)
+    slow.bytes_per_second = 15_000_000
+    wait_until("the upload has begun", lambda: "upload" in _events(site, job), seconds=30, every=0.02)
+    site.girder.cancel(job)
+    _expect_cancelled(site, job, folder, seconds=30)
+    assert "uploaded" not in _events(site, job)
 
 
 def test_one_cancelled_job_does_not_disturb_the_others(site: Site, folder: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,7 +48,7 @@ def test_two_hundred_jobs_at_once_through_one_worker(site: Site, folder: str) ->
 
 def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> None:
     batch = site.girder.new_folder()
-    for number in range(30):
+    for number in range(100):
         site.girder.upload(batch, f"slide{number:02}.txt", f"{number}\n".encode())
     job = site.girder.call(
         "POST",
@@ -58,6 +60,33 @@ def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> Non
             "outputFile_folder": folder,
         },
     )
-    ended = site.girder.wait_for_end(job["_id"], seconds=300)
+    ended = site.girder.wait_for_end(job["_id"], seconds=600)
     assert ended["status"] == SUCCESS, ended["log"]
-    wait_until("all outputs are there", lambda: len(site.girder.files(folder)) == 30, seconds=120, every=1.0)
+    wait_until("all outputs are there", lambda: len(site.girder.files(folder)) == 100, seconds=120, every=1.0)
+
+
+def test_forty_writing_jobs_are_live_within_two_seconds(site: Site, folder: str) -> None:
+    file = site.girder.upload(folder, "shared.txt", b"hello\n")
+    jobs = [
+        site.girder.run(
+            site.toy, inputFile=file, outputFile=f"live-{number}.txt", outputFile_folder=folder, sleep=30
+        )
+        for number in range(40)
+    ]
+    wait_until("all run", lambda: len(site.slurm("squeue", "-h", "-t", "R").splitlines()) >= 40, seconds=60)
+    for job in jobs:
+        wait_until("it has written", lambda job=job: "second 2\n" in site.girder.log(job), seconds=30)
+    late = []
+    for job in jobs[::5]:
+        # The toy writes one line a second: the newest line in Girder against the newest on disk.
+        path = next(entry["log_path"] for entry in site.worker.entries_of(job) if entry["event"] == "attempt")
+        on_disk = len(re.findall(r"^second ", Path(path).read_text(), re.MULTILINE))
+        wait_until(
+            "what was on disk is in Girder",
+            lambda job=job, line=f"second {on_disk}\n": line in site.girder.log(job),
+            seconds=2.5,
+            every=0.05,
+        )
+        late.append(on_disk)
+    assert late
+    assert [site.girder.wait_for_end(job, seconds=120)["status"] for job in jobs] == [SUCCESS] * 40

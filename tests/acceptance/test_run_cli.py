@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +16,7 @@ from tests.support.girder_site import ERROR, RUNNING, SUCCESS, wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Site
+    from tests.support.slow_link import SlowLink
 
 pytestmark = pytest.mark.girder
 
@@ -158,3 +162,57 @@ def test_a_link_out_of_the_output_directory_is_not_followed(site: Site, folder: 
     job = site.girder.wait_for_end(site.run_toy(folder, mode="escape"))
     assert "out.txt" not in site.girder.files(folder)
     assert job["status"] == ERROR
+
+
+def test_a_log_longer_than_girder_keeps_has_its_head_and_its_end(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, lines=400_000), seconds=120)
+    log = "".join(job["log"])
+    assert job["status"] == SUCCESS
+    assert (
+        log.index("line 1\n")
+        < log.index("longer than Girder keeps")
+        < log.index("line 400000\n")
+        < log.index("toy ends")
+    )
+    assert len(log) < 4 * 1024**2
+    task = next(
+        path for path in site.worker.root.glob("ended/*/girder.log") if "line 400000" in path.read_text()
+    )
+    whole = site.worker.stack.as_user(
+        [str(Path(sys.executable).with_name("girder-slurm")), "log", task.parent.name]
+    )
+    env = site.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(site.worker.config)}
+    printed = subprocess.run(whole, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed.count("line ") >= 400_000
+
+
+def test_girder_s_absence_costs_nothing_but_time(site: Site, folder: str, slow: SlowLink) -> None:
+    job = site.run_toy(folder, sleep=6)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
+    slow.is_cut = True
+    slow.cut()
+    slurm = site.worker.slurm_job_id(job)
+    wait_until("Slurm has ended it", lambda: site.slurm_state(slurm) in ("COMPLETED", ""), seconds=30)
+    slow.is_cut = False
+    ended = site.girder.wait_for_end(job, seconds=90)
+    log = "".join(ended["log"])
+    assert ended["status"] == SUCCESS, log
+    assert [line for line in log.splitlines() if line.startswith("second")] == [
+        f"second {n}" for n in range(1, 7)
+    ]
+    assert site.girder.files(folder)["out.txt"] == b"text=<>\ninput=hello\n"
+
+
+def test_a_link_in_a_directory_that_cannot_be_listed_is_not_followed(site: Site, folder: str) -> None:
+    """A container can hide a link from a listing and still have it opened by name."""
+    job = site.girder.wait_for_end(
+        site.run_toy(folder, mode="hide", text=str(site.worker.root / "root.json"))
+    )
+    assert job["status"] == ERROR
+    assert "out.txt" not in site.girder.files(folder)
+
+
+def test_an_output_without_permissions_is_uploaded_all_the_same(site: Site, folder: str) -> None:
+    job = site.girder.wait_for_end(site.run_toy(folder, mode="unreadable"))
+    assert job["status"] == SUCCESS, job["log"]
+    assert site.girder.files(folder)["out.txt"] == b"x\n"

@@ -79,7 +79,15 @@ while [ $i -lt "$sleep" ]; do
   echo "second $i"
   sleep 1
 done
-if [ "$mode" = escape ]; then
+if [ "$mode" = big ]; then
+  head -c 100000000 /dev/zero > "$2"
+elif [ "$mode" = hide ]; then
+  ln -s "$text" "$2"
+  chmod 0300 "$(dirname "$2")"
+elif [ "$mode" = unreadable ]; then
+  echo x > "$2"
+  chmod 000 "$2"
+elif [ "$mode" = escape ]; then
   ln -s /etc/hostname "$2"
 elif [ "$mode" != no-output ]; then
   { printf 'text=<%s>\n' "$text"; printf 'input='; cat "$1"; } > "$2"

@@ -57,6 +57,11 @@ class HttpGirder:
             return self._begin(parameters, "")
         if (method, path) == ("POST", "/file/chunk"):
             return self._chunk(parameters, body)
+        if method == "DELETE" and path.startswith("/file/upload/"):
+            self.uploads.pop(path.rpartition("/")[2], None)
+            return 200, {}
+        if (method, path) == ("GET", "/system/version"):
+            return 200, {"release": "5.0.21"}
         if (method, path) == ("GET", "/file/offset"):
             upload = self.uploads.get(parameters.get("uploadId", ""))
             if upload is None:
@@ -108,7 +113,7 @@ class HttpGirder:
         self.files[file_id] = (upload["name"], upload["data"])
         if not upload["replaced"] and upload["parent"].get("parentType") == "item":
             self.items.setdefault(upload["parent"]["parentId"], []).append(file_id)
-        return {"_id": file_id, "name": upload["name"], "size": len(upload["data"])}
+        return {"_id": file_id, "itemId": "item-of-it", "name": upload["name"], "size": len(upload["data"])}
 
     def mishap(self, method: str, path: str) -> Mishap | None:
         for mishap in self.mishaps:
@@ -155,7 +160,7 @@ def http_girder():
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _serve  # noqa: N815
+        do_GET = do_DELETE = do_POST = do_PUT = _serve  # noqa: N815
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

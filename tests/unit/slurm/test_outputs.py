@@ -61,7 +61,7 @@ def test_an_output_goes_to_its_folder_and_is_recorded(bench, girder):
     assert bench.deliver(bench.to_folder("out.csv")) == ["folder1"]
     assert girder.contents("out.csv") == [b"data"]
     assert bench.record.state.hooks_done == {0}
-    assert bench.record.state.uploaded == {"0:volume/out.csv"}
+    assert bench.record.state.uploaded == {"0:out.csv"}
 
 
 def test_an_output_goes_to_an_item(bench, girder):

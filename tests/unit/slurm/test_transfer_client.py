@@ -5,25 +5,28 @@ from __future__ import annotations
 import pytest
 from girder_client import HttpError
 
-from girder_worker_slurm.errors import GirderUnreachable, JobCancelled
+from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
 from girder_worker_slurm.girder import transfer_client
-from girder_worker_slurm.girder.transfer_client import TransferClient
+from girder_worker_slurm.girder.transfer_client import TransferClient, Upload
 from tests.unit.slurm.http_girder import Mishap, http_girder
 
 
 class Ledger:
     def __init__(self) -> None:
-        self.uploads: dict[str, str] = {}
+        self.uploads: dict[str, Upload] = {}
         self.done: list[str] = []
 
     def is_uploaded(self, key):
         return key in self.done
 
-    def upload_id(self, key):
+    def upload(self, key):
         return self.uploads.get(key)
 
     def begun(self, key, upload_id):
-        self.uploads[key] = upload_id
+        self.uploads[key] = Upload(upload_id, 0)
+
+    def acknowledged(self, key, offset):
+        self.uploads[key] = Upload(self.uploads[key].upload_id, offset)
 
     def finished(self, key):
         self.done.append(key)
@@ -113,9 +116,42 @@ def test_an_upload_that_girder_does_not_know_any_more_was_finished(girder, clien
 def test_a_resume_waits_while_girder_does_not_say_how_far_it_came(girder, client, file):
     client.ledger.begun("0:out.txt", "u1")
     girder.mishaps.append(Mishap("GET", "/file/offset", status=502))
+    girder.mishaps.append(Mishap("GET", "/system/version", status=502))
     with pytest.raises(GirderUnreachable):
         client.uploadFileToFolder("folder1", str(file))
     assert client.ledger.done == []
+
+
+def test_an_upload_that_girder_stumbles_over_is_begun_anew(girder, client, file):
+    client.ledger.begun("0:out.txt", "u1")
+    girder.mishaps.append(Mishap("GET", "/file/offset", status=500))
+    client.uploadFileToFolder("folder1", str(file))
+    assert girder.contents("out.txt") == [b"0123456789"]
+
+
+def test_an_upload_is_resumed_only_where_girder_acknowledged_it(girder, client, file, small_chunks):
+    """Girder hashes what it acknowledges: resumed in the middle of a chunk, its hash would be wrong."""
+    client.ledger.begun("0:out.txt", "u1")
+    girder.uploads["u1"] = {"name": "out.txt", "size": 10, "data": b"012345", "replaced": None, "parent": {}}
+    client.uploadFileToFolder("folder1", str(file))
+    assert girder.contents("out.txt") == [b"0123456789"]
+    assert client.ledger.uploads["0:out.txt"].upload_id != "u1"
+
+
+def test_a_last_answer_that_is_no_file_is_no_success(girder, client, file):
+    girder._finish = lambda _upload: {"_id": "u1", "received": 10}
+    with pytest.raises(GirderUnreachable):
+        client.uploadFileToFolder("folder1", str(file))
+    assert client.ledger.done == []
+
+
+def test_a_link_out_of_the_volume_is_not_followed(girder, client, file, tmp_path):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.write_bytes(b"secret")
+    (file.parent / "link").symlink_to(outside)
+    with pytest.raises(OutputRefused):
+        client.uploadFileToFolder("folder1", str(file.parent / "link"))
+    assert not girder.files
 
 
 def test_the_upload_is_recorded_before_its_first_byte_is_sent(girder, client, file):

@@ -8,7 +8,7 @@ import pytest
 
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, LIVE_STATES
-from girder_worker_slurm.job.state import JobState, Outcome, Phase, Verdict
+from girder_worker_slurm.job.state import JobState, Outcome, Phase, Verdict, fold
 from girder_worker_slurm.job.verdict import (
     DELETED,
     cancelled,
@@ -216,3 +216,15 @@ def test_every_other_wait_goes_on(word, reason):
 def test_people_see_state_and_reason():
     assert waiting_text("PENDING", "Priority") == "Slurm: PENDING (Priority)"
     assert waiting_text("RUNNING", "None") == "Slurm: RUNNING"
+
+
+def test_a_last_word_after_a_signal_is_no_success_even_with_exit_code_nought():
+    """Seen: a job that traps TERM and ends with 0 was cancelled, and Slurm had forgotten it when it was asked."""
+    state = fold(
+        [
+            {"event": "attempt", "number": 1, "token": "gw-1", "nonce": "n"},
+            {"event": "submitted", "slurm_job_id": "7"},
+            {"event": "ended", "token": "gw-1", "exit_code": 0, "cause": "TERM"},
+        ]
+    )
+    assert verdict_of_last_word(state).outcome is Outcome.ERROR
