@@ -257,6 +257,19 @@ def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(
     assert site.calls("submit") == [token, token]
 
 
+def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(site):
+    """Slurm cancels jobs whose ids it gave out before its controller lost its state (seen: 22.05.8)."""
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    token = site.state().token
+    site.cluster.end(site.state().slurm_job_id, "CANCELLED")
+    site.run_until(lambda: site.state().token not in ("", token), seconds=120, steps_slurm=False)
+    assert site.runs.claimed_by(token) == "worker"
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert site.calls("submit") == [token, site.state().token]
+
+
 def test_a_job_that_is_lost_again_and_again_is_given_up_and_its_claim_taken(site):
     site.task()
 
