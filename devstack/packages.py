@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 # Each entry is a choice of names: releases call some packages differently.
 _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("munge", "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")),
-    *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry", "docker.io")),
+    *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry")),
     *((name,) for name in ("umoci", "skopeo", "busybox-static", "squashfs-tools", "patchelf", "debootstrap")),
     *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse3")),
     *((name,) for name in ("python3-venv", "ca-certificates", "shellcheck")),
+    ("docker.io", "docker-ce", "moby-engine"),  # a test starts an engine of its own
+    ("containerd", "containerd.io"),
     ("libcurl4t64", "libcurl4"),  # for mongod
 )
-_DAEMONS = ("munge", "slurmctld", "slurmd", "rabbitmq-server", "redis-server", "docker-registry")
+_PACKAGE_OF_UNIT = {
+    **{name: name for name in ("munge", "slurmctld", "slurmd", "rabbitmq-server", "redis-server")},
+    **{name: name for name in ("docker-registry", "containerd")},
+    "docker.socket": "docker.io",
+    "docker": "docker.io",
+}
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# Temporary, by devstack: packages being installed start nothing.\nexit 101\n"
 
@@ -44,7 +51,8 @@ def install(report: Report) -> None:
     ):
         apt_get("update", timeout_seconds=300)
         names = [_available(choice) for choice in missing]
-        apt_get("install", "--yes", "--no-install-recommends", *names, timeout_seconds=1500)
+        # --no-remove: a container engine from elsewhere (containerd.io) would otherwise make way for Debian's.
+        apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *names, timeout_seconds=1500)
     still = _missing()
     if still:
         raise DevstackError(
@@ -117,7 +125,7 @@ def _services_stay_off(packages: Sequence[str]) -> Iterator[None]:
             _POLICY.unlink(missing_ok=True)
     if Path("/run/systemd/system").is_dir():
         # Packages enable their service for the next boot; those that came with us are not wanted there.
-        for name in _DAEMONS:
-            if name in packages:
+        for unit, package in _PACKAGE_OF_UNIT.items():
+            if package in packages:
                 with suppress(CommandFailedError):
-                    succeeds(["/usr/bin/systemctl", "disable", "--quiet", name])
+                    succeeds(["/usr/bin/systemctl", "disable", "--quiet", unit])
