@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from girder_worker_singularity.errors import ContainerError, ConversionStopped
+from girder_worker_singularity.errors import ContainerError
 from girder_worker_slurm.cluster.interface import SlurmJobId
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import (
@@ -27,10 +27,12 @@ from girder_worker_slurm.errors import (
     RecordDamaged,
     Unreachable,
 )
+from girder_worker_slurm.job.image_desk import ImageDesk
 from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.pools import Pool
 from girder_worker_slurm.job.services import Later, Parked
 from girder_worker_slurm.job.state import Outcome, Phase, Verdict
+from girder_worker_slurm.job.update_turns import UpdateTurns
 from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
 from girder_worker_slurm.records.cancel_request import cancel_request
 
@@ -49,7 +51,6 @@ _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 #: A registry that does not answer is asked again this often; then the job ends with that reason.
 _IMAGE_TRIES = 5
 _SETTLE_SECONDS = 5.0
-_LOOKS_PER_SECOND = 500
 _REQUESTS_PER_LOOK = 100
 
 
@@ -99,12 +100,19 @@ class Supervisor:
         self._order = itertools.count()
         #: Rendered jobs in the order in which they came; a dict for its order and its quick `in`.
         self._ready_to_submit: dict[str, None] = {}
-        self._image_waiters: dict[tuple[str, str], list[str]] = {}
-        self._images_made: queue.SimpleQueue[tuple[tuple[str, str], Any, BaseException | None]] = (
-            queue.SimpleQueue()
+        self._images = ImageDesk(
+            services.images,
+            services.stopping,
+            begin=self._make_image,
+            wake=self._wake.set,
         )
-        self._update_allowance = rules.updates_per_second
-        self._allowance_at = services.clock.monotonic()
+        self._updates = UpdateTurns(
+            story,
+            services.clock,
+            per_second=rules.updates_per_second,
+            interval_seconds=rules.log_interval_seconds,
+            status_check_seconds=rules.status_check_seconds,
+        )
         self._pools: dict[str, Pool] = {}
         self._threads: list[threading.Thread] = []
         self._orphans: set[str] = set()
@@ -185,9 +193,8 @@ class Supervisor:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._after_step(*self._finished.get_nowait())
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._after_image(*self._images_made.get_nowait())
+        for served, problem in self._images.served():
+            self._after_step(served, _IMAGE_STEP, problem)
         with contextlib.suppress(queue.Empty):
             while True:
                 self._read_snapshot(self._snapshots.get_nowait())
@@ -294,7 +301,7 @@ class Supervisor:
         if isinstance(error, Later):
             self._later(job, error.seconds)
         elif isinstance(error, Parked):
-            self._park_for_image(job, error)
+            self._images.wait(job, error.image, error.policy)
         elif isinstance(error, JobCancelled):
             if not job.state.cancel:
                 job.record.append("cancel", why=str(error) or "in Girder")
@@ -341,46 +348,8 @@ class Supervisor:
         self._jobs.pop(job.task_id, None)
         self._by_token.pop(job.state.token, None)
 
-    # -- images
-
-    def _park_for_image(self, job: LiveJob, parked: Parked) -> None:
-        key = (parked.image, parked.policy)
-        job.is_parked = True
-        waiting = self._image_waiters.setdefault(key, [])
-        waiting.append(job.task_id)
-        if len(waiting) == 1:
-            self._pools["image"].submit(self._make_image, key)
-
-    def _make_image(self, key: tuple[str, str]) -> None:
-        image, policy = key
-        sif: Any = None
-        error: BaseException | None = None
-        try:
-            sif = self._do.images.ensure(
-                image,
-                policy="always" if policy == "always" else "if-not-present",
-                should_stop=lambda: self._stop.is_set() or not self._wanted(key),
-            )
-        except BaseException as caught:  # noqa: BLE001 - handed to every job that waits
-            error = caught
-        self._images_made.put((key, sif, error))
-        self._wake.set()
-
-    def _after_image(self, key: tuple[str, str], sif: Any, error: BaseException | None) -> None:
-        """Lets everyone who waited for an image go on, or know why there is none."""
-        if isinstance(error, ConversionStopped):
-            error = None
-        for task_id in self._image_waiters.pop(key, []):
-            job = self._jobs.get(task_id)
-            if job is not None:
-                job.sif = sif
-                job.is_parked = False
-                self._after_step(job, _IMAGE_STEP, error)
-
-    def _wanted(self, key: tuple[str, str]) -> bool:
-        """Whether any job that waits for this image has not been cancelled."""
-        waiting = [self._jobs.get(task_id) for task_id in list(self._image_waiters.get(key, ()))]
-        return any(job is not None and not job.cancel_seen for job in waiting)
+    def _make_image(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._pools["image"].submit(work, *arguments)
 
     # -- places in Slurm
 
@@ -558,45 +527,16 @@ class Supervisor:
     def _see_cancel(self, job: LiveJob, why: str) -> None:
         job.cancel_seen = why
         if job.is_parked:
-            key = next((key for key, waiting in self._image_waiters.items() if job.task_id in waiting), None)
-            if key is not None:
-                self._image_waiters[key].remove(job.task_id)
-            job.is_parked = False
+            self._images.leave(job)
         if not job.is_busy and job.state.phase < Phase.DECIDED:
             job.record.append("cancel", why=job.cancel_seen)
         self._later(job, 0.0)
 
     def _send_updates(self, now: float) -> None:
         """Sends log, progress and the news of the queue, within the budget, the longest waiting first."""
-        limit = self._rules.updates_per_second
-        self._update_allowance = min(limit, self._update_allowance + (now - self._allowance_at) * limit)
-        self._allowance_at = now
-        if self._update_allowance < 1:
-            return
-        wanting = [job for job in self._jobs.values() if self._wants_update(job, now)]
-        wanting.sort(key=lambda job: (job.announced, job.last_flush))
-        for job in wanting[: int(self._update_allowance)]:
-            self._update_allowance -= 1
-            job.last_flush = now
+        for job in self._updates.choose(self._jobs.values(), now):
             job.is_busy = True
             self._pools["girder"].submit(self._flush, job)
-
-    def _wants_update(self, job: LiveJob, now: float) -> bool:
-        if job.is_busy or job.is_parked or job.state.phase is not Phase.SUBMITTED or job.state.girder is None:
-            return False
-        if now < job.due_at and job.failures:
-            return False
-        if now - job.last_flush < self._rules.log_interval_seconds:
-            return False
-        if not job.announced or now >= job.next_status_check:
-            job.next_status_check = now + self._rules.status_check_seconds
-            return True
-        if job.state.started is None or now < job.next_log_look:
-            return False
-        # Looking costs a call to the file system: at most some hundred a second, however many jobs run.
-        job.next_log_look = now + max(self._rules.log_interval_seconds, len(self._jobs) / _LOOKS_PER_SECOND)
-        feed = self._story.feed(job)
-        return feed.has_new_output() or feed.has_pending
 
     def _flush(self, job: LiveJob) -> None:
         error: BaseException | None = None

@@ -149,11 +149,18 @@ def test_an_unknown_task_is_kept_and_does_not_stop_the_others(site: Site) -> Non
 
 
 def test_a_revoked_task_raises_for_its_caller(site: Site) -> None:
+    shared = site.stack.shared / "celery-callers"
+    subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)
+    (shared / "started").unlink(missing_ok=True)
     answer = _client(
         site,
         "import time\n"
-        "r = docker_run.delay(image, pull_image=False, entrypoint='/bin/sleep', container_args=['100'])\n"
-        "time.sleep(3)\n"
+        f"path = {str(shared / 'started')!r}\n"
+        f"volumes = {{{str(shared)!r}: {{'bind': '/data', 'mode': 'rw'}}}}\n"
+        "r = docker_run.delay(image, pull_image=False, entrypoint='/bin/sh', volumes=volumes,\n"
+        "                     container_args=['-c', 'touch /data/started; sleep 100'])\n"
+        "deadline = time.time() + 60\n"
+        "while not os.path.exists(path) and time.time() < deadline: time.sleep(0.1)\n"
         "r.revoke()\n"
         "print(json.dumps(outcome(r)))",
     )

@@ -288,7 +288,7 @@ class Site:
         return (
             not is_due
             and worker._finished.empty()
-            and worker._images_made.empty()
+            and not worker._images.has_served
             and worker._incoming.empty()
         )
 
