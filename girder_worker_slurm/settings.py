@@ -238,7 +238,8 @@ class Settings(BaseSettings):
         if root is None:
             msg = (
                 "No jobs root: set `root` in [jobs] of worker.local.cfg (or GIRDER_WORKER_SLURM_JOBS_ROOT) to a"
-                " directory that this machine and the compute nodes share."
+                " directory that this machine and the compute nodes share. A file counts only if GIRDER_WORKER_SLURM_CONFIG names"
+                " it, as worker/run.sh does."
             )
             raise SettingsInvalid(msg)
         if not root.is_absolute():

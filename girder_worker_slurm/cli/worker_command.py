@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from girder_worker_slurm.errors import StartRefused
+
 if TYPE_CHECKING:
     from girder_worker_slurm.settings import Settings
+
+#: How long the start waits for the broker to say whether the password is right.
+_BROKER_SECONDS = 5.0
 
 
 @click.command("worker", short_help="Start the worker.", context_settings={"ignore_unknown_options": True})
@@ -25,6 +30,7 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
     if print_command:
         click.echo(" ".join(command))
         return
+    refuse_wrong_password(settings)
     # By environment, not by argument: the addresses hold passwords, and arguments are seen by everyone.
     os.environ.update(
         GIRDER_WORKER_SLURM_ENABLED="1",
@@ -38,6 +44,24 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
         os.environ["GIRDER_WORKER_API_URL"] = settings.girder.api_url
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606 - no shell; the worker takes this process's place
+
+
+def refuse_wrong_password(settings: Settings) -> None:
+    """Raises StartRefused if the broker does not let us in; one that is down for the moment is no reason."""
+    from girder_worker_slurm.doctor.broker_connection import (  # noqa: PLC0415 - brings kombu
+        BrokerRefused,
+        BrokerUnreachable,
+        broker_connection,
+    )
+
+    try:
+        with broker_connection(settings.celery.broker.get_secret_value(), timeout_seconds=_BROKER_SECONDS):
+            pass
+    except BrokerUnreachable:
+        return
+    except BrokerRefused as error:
+        msg = f"{error} Correct user, password and virtual host of `broker` in [celery]."
+        raise StartRefused(msg) from error
 
 
 def celery_command(settings: Settings, extra: tuple[str, ...] = ()) -> list[str]:

@@ -165,6 +165,7 @@ def _checks_of_start(settings: Settings, *, make: bool) -> list[Check]:
         Check(directories.LOGS_DIR, partial(directories.check_logs_dir, settings, make=make)),
         Check(directories.SUBMIT_SCRIPT, partial(directories.check_submit_script, settings)),
         Check(slurm.COMMANDS, partial(slurm.check_commands, settings.slurm.commands_dir)),
+        Check(slurm.OPTIONS, partial(slurm.check_options, tuple(settings.slurm.options.items()))),
         Check(apptainer.PROGRAM, partial(apptainer.check_program, settings.singularity.apptainer)),
         Check(apptainer.SIF_DIRECTORY, partial(apptainer.check_sif_directory, settings, make=make)),
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import CommandError
 from girder_worker_slurm.cluster.command_cluster import command_environment
+from girder_worker_slurm.cluster.slurm_commands import option_arguments
 from girder_worker_slurm.doctor.finding import fail, ok, warn
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from girder_worker_slurm.doctor.finding import Finding
 
 COMMANDS = "Slurm commands"
+OPTIONS = "sbatch options"
 CONTROLLER = "Slurm controller"
 PARTITION = "partition"
 CONFIGURATION = "Slurm configuration"
@@ -58,6 +60,16 @@ def check_commands(commands_dir: Path | None) -> Iterator[Finding]:
         )
         return
     yield ok(COMMANDS, f"{', '.join(_NAMES)} are in {os.path.dirname(where['sbatch'] or '')}.")  # noqa: PTH120
+
+
+def check_options(options: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Whether the options of every job are ones that a site may set."""
+    try:
+        option_arguments(options)
+    except ValueError as error:
+        yield fail(OPTIONS, str(error), "Take it out of [slurm.options], or correct it there.")
+        return
+    yield ok(OPTIONS, ", ".join(name for name, _ in options) or "none.")
 
 
 def check_controller(slurm: SlurmQuestions) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def container_failed(state: JobState) -> Verdict:
     return Verdict(
         Outcome.ERROR,
         "failed",
-        f"The analysis {how}{_on(ended)} (Slurm job {state.slurm_job_id}). Its last lines of log are above.",
+        f"The analysis {how}{_on(ended)} (Slurm job {state.slurm_job_id}). The end of its log says more.",
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,3 +89,39 @@ def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, fold
     finally:
         first.stop()
         second.stop()
+
+
+@pytest.mark.parametrize(
+    ("extra", "broker", "words"),
+    [
+        ("", "amqp://girder:wrong@{place}//", "Correct user, password"),
+        ("[slurm.options]\noutput = /tmp/x\n", "", "`output` is set by the worker itself"),
+        ("[slurm]\nnonsense = 1\n", "", "unknown setting `nonsense`"),
+        ("[slurm]\nsubmit_script = /nowhere/x.slurm\n", "", "/nowhere/x.slurm"),
+    ],
+)
+def test_a_mistake_of_the_site_stops_the_start_with_one_line(
+    site: Site, extra: str, broker: str, words: str
+) -> None:
+    good = site.stack["GIRDER_WORKER_BROKER"]
+    config = site.worker.root / "site" / "mistake.cfg"
+    config.parent.mkdir(exist_ok=True)
+    config.parent.chmod(0o755)
+    config.write_text(f"[jobs]\nroot = {site.worker.root}-mistake\n{extra}")
+    config.chmod(0o644)
+    done = subprocess.run(
+        site.stack.as_user([str(Path(sys.executable).with_name("girder-slurm")), "worker"]),
+        env=site.stack.user_environment()
+        | {
+            "GIRDER_WORKER_SLURM_CONFIG": str(config),
+            "GIRDER_WORKER_BROKER": broker.format(place=good.split("@")[1].strip("/")) or good,
+            "GIRDER_WORKER_BACKEND": site.stack["GIRDER_WORKER_BACKEND"],
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "wrong@" not in done.stderr
