@@ -1,0 +1,76 @@
+"""Forty writing jobs are live within two seconds; more of them share the budget, the longest waiting first."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from girder_worker_singularity.testing import FakeClock
+from girder_worker_slurm.job.live_job import LiveJob
+from girder_worker_slurm.job.state import GirderJob, JobState, Phase
+from girder_worker_slurm.job.supervisor import SupervisorRules
+from girder_worker_slurm.job.update_turns import UpdateTurns
+
+_RULES = SupervisorRules(token_prefix="gw-")
+
+
+class WritingStory:
+    """Every job has always written something new."""
+
+    def feed(self, _job):
+        return SimpleNamespace(has_new_output=lambda: True, has_pending=True)
+
+
+def running_jobs(number):
+    state = JobState(phase=Phase.SUBMITTED, girder=GirderJob("http://g/job/1", "t"), started={"at": 1})
+    jobs = [LiveJob(SimpleNamespace(state=state, task_id=str(index))) for index in range(number)]
+    for job in jobs:
+        job.announced = True
+        job.next_status_check = 1e12
+    return jobs
+
+
+def longest_gaps(number, *, seconds):
+    """How long each of so many writing jobs waits for its turn at most."""
+    clock = FakeClock()
+    turns = UpdateTurns(
+        WritingStory(),
+        clock,
+        per_second=_RULES.updates_per_second,
+        interval_seconds=_RULES.log_interval_seconds,
+        status_check_seconds=_RULES.status_check_seconds,
+    )
+    jobs = running_jobs(number)
+    last = {job.task_id: clock.monotonic() for job in jobs}
+    gaps = dict.fromkeys(last, 0.0)
+    sent = 0
+    for _ in range(int(seconds / _RULES.event_seconds)):
+        for job in turns.choose(jobs, clock.monotonic()):
+            gaps[job.task_id] = max(gaps[job.task_id], clock.monotonic() - last[job.task_id])
+            last[job.task_id] = clock.monotonic()
+            sent += 1
+        clock.advance(_RULES.event_seconds)
+    return gaps, sent
+
+
+@pytest.mark.parametrize("number", [1, 10, 40])
+def test_up_to_forty_writing_jobs_have_their_turn_every_two_seconds(number):
+    gaps, _ = longest_gaps(number, seconds=60)
+    assert max(gaps.values()) <= 2.0
+
+
+def test_with_more_jobs_the_budget_is_kept_and_nobody_is_forgotten():
+    gaps, sent = longest_gaps(400, seconds=120)
+    assert sent <= _RULES.updates_per_second * 121
+    assert max(gaps.values()) <= 400 / _RULES.updates_per_second + 2
+
+
+def test_a_job_that_is_not_shown_yet_comes_before_those_that_are():
+    clock = FakeClock()
+    turns = UpdateTurns(
+        WritingStory(), clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0
+    )
+    jobs = running_jobs(5)
+    jobs[3].announced = False
+    assert turns.choose(jobs, clock.monotonic() + 10) == [jobs[3]]
