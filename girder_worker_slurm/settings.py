@@ -81,7 +81,7 @@ class GirderSection(BaseModel):
         env=("GIRDER_WORKER_API_URL",),
     )
     updates_per_second: float = _setting(
-        25.0, "Most log and progress updates per second, over all jobs. Final states do not wait for it."
+        20.0, "Most log and progress updates per second, over all jobs. Final states do not wait for it."
     )
     log_interval_seconds: float = _setting(1.0, "How often a job's new log lines are sent while it writes.")
     log_limit_bytes: int = _setting(

@@ -62,7 +62,7 @@ class SupervisorRules:
     event_seconds: float = 0.25
     poll_seconds: float = 15.0
     max_submitted: int = 5000
-    updates_per_second: float = 25.0
+    updates_per_second: float = 20.0
     log_interval_seconds: float = 1.0
     status_check_seconds: float = 600.0
     parallel_submits: int = 4

@@ -29,7 +29,8 @@ exit $code
 """
 
 
-def test_a_site_s_own_submit_script_keeps_working(site: Site, folder: str) -> None:
+def _use_site_script(site: Site) -> None:
+    """Starts the worker anew with the site's own submit script."""
     script = site.worker.root / "site" / "singularity.slurm"
     script.parent.mkdir(exist_ok=True)
     script.parent.chmod(0o755)
@@ -38,6 +39,10 @@ def test_a_site_s_own_submit_script_keeps_working(site: Site, folder: str) -> No
     site.worker.stop()
     site.worker.environment = {"GIRDER_WORKER_SLURM_SUBMIT_SCRIPT": str(script)}
     site.worker.start()
+
+
+def test_a_site_s_own_submit_script_keeps_working(site: Site, folder: str) -> None:
+    _use_site_script(site)
     job = site.run_toy(folder, text="through the site's script", sleep=1)
     ended = site.girder.wait_for_end(job)
     log = "".join(ended["log"])
@@ -50,14 +55,7 @@ def test_a_site_s_own_submit_script_keeps_working(site: Site, folder: str) -> No
 
 
 def test_a_site_script_s_exit_code_is_the_job_s(site: Site, folder: str) -> None:
-    script = site.worker.root / "site" / "singularity.slurm"
-    script.parent.mkdir(exist_ok=True)
-    script.parent.chmod(0o755)
-    script.write_text(_SCRIPT)
-    script.chmod(0o755)
-    site.worker.stop()
-    site.worker.environment = {"GIRDER_WORKER_SLURM_SUBMIT_SCRIPT": str(script)}
-    site.worker.start()
+    _use_site_script(site)
     ended = site.girder.wait_for_end(site.run_toy(folder, code=7))
     assert "exit code 7" in "".join(ended["log"])
 
