@@ -78,6 +78,9 @@ MinJobAge=300
 # Quick, because tests wait for it.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,default_queue_depth=2000,bf_interval=5,bf_max_job_test=2000
+
+# Your own lines: kept across starts, read by `scontrol reconfigure`.
+Include {site_conf}
 """
 
 
@@ -138,8 +141,12 @@ def write_configuration(context: Context) -> None:
         write_file(completions, "", mode=0o640, owner=context.service_user, group=group_of(context.job_user))
     enforced = state.cgroups == "v1"
     node_ports = ",".join(str(context.port(f"slurmd-{number}")) for number in range(1, NODE_COUNT + 1))
+    site_conf = directory / "site.conf"
+    if not site_conf.exists():
+        write_file(site_conf, "# Lines of your own for this cluster.\n", mode=0o644)
     text = _SLURM_CONF.format(
         base=layout.base,
+        site_conf=site_conf,
         host=socket.gethostname().split(".")[0],
         controller_port=context.port("slurmctld"),
         service_user=context.service_user,

@@ -10,6 +10,7 @@ from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure, Unreachable
 from girder_worker_slurm.job.services import DIRECT, Later
 from girder_worker_slurm.job.verdict import (
     cancelled,
+    launch_failed,
     never_started,
     requeued,
     vanished,
@@ -170,7 +171,9 @@ class SlurmSide:
                 raise Later(0.5)
             if self._late_word(job):
                 return None
-        elif state.ended is None and self._is_failed_launch(state, detail):
+        elif state.ended is None and _is_failed_launch(state, detail):
+            if state.attempt >= _MAX_ATTEMPTS:
+                return launch_failed(detail)
             self._begin_again(job, detail)
             return None
         return verdict_of_slurm(state, detail)
@@ -184,19 +187,6 @@ class SlurmSide:
                 job.record.append("ended", **fields)
                 return True
         return False
-
-    @staticmethod
-    def _is_failed_launch(state: JobState, detail: JobDetail) -> bool:
-        """Whether Slurm itself cancelled a job that it had given a node and could not launch there.
-
-        So it ends jobs whose ids it had given out before and lost with its state (seen: slurmctld killed, 22.05.8).
-        """
-        return (
-            detail.state == "CANCELLED"
-            and bool(detail.nodes)
-            and not state.cancel
-            and state.attempt < _MAX_ATTEMPTS
-        )
 
     def _begin_again(self, job: LiveJob, detail: JobDetail) -> None:
         """A new attempt with a new token: the claim of the old one is the worker's, so it can never start."""
@@ -252,3 +242,12 @@ class SlurmSide:
                 job.final_since = now
             if now - job.final_since < self._rules.event_grace_seconds:
                 raise Later(0.25)
+
+
+def _is_failed_launch(state: JobState, detail: JobDetail) -> bool:
+    """Whether Slurm cancelled a job that it had given a node and that never began there.
+
+    So it ends jobs whose prolog failed, and jobs whose ids it had given out before and lost with its state (both
+    seen with 22.05.8).
+    """
+    return detail.state == "CANCELLED" and bool(detail.nodes) and not state.cancel

@@ -160,8 +160,8 @@ class Supervisor:
 
     @property
     def live_count(self) -> int:
-        """Jobs that have not ended."""
-        return len(self._jobs)
+        """Jobs that have not ended, those included that were accepted a moment ago."""
+        return len(self._jobs) + self._incoming.qsize()
 
     def run_in_pool(self, pool: str, work: Callable[[], None]) -> None:
         """Runs something that belongs to no job in one of the pools."""

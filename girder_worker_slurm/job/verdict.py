@@ -192,6 +192,16 @@ def requeued(state: JobState, detail: JobDetail) -> Verdict:
     )
 
 
+def launch_failed(detail: JobDetail) -> Verdict:
+    """Slurm gave the job a node, and cancelled it before its script began, in every attempt."""
+    return _slurm(
+        "launch_failed",
+        f"Slurm job {detail.slurm_job_id} could not be launched: Slurm cancelled it on {detail.nodes} before it could"
+        " start, like the attempt before. Most often the node's prolog or environment fails, which slurmd's log on the"
+        " node explains; or somebody cancelled both. Ask the cluster's administrators.",
+    )
+
+
 def never_started(state: JobState, attempts: int) -> Verdict:
     """The job disappeared from Slurm before it started, again and again."""
     if state.cancel:

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kombu import Connection
 
-from tests.support.girder_site import GirderSite
+from tests.support.girder_site import GirderSite, wait_until
 from tests.support.slow_link import SlowLink
 from tests.support.stack import Stack
 from tests.support.toy_cli import push_toy_cli
@@ -44,6 +47,37 @@ class Site:
         """The state of a Slurm job; empty when Slurm does not know it."""
         out = self.slurm("squeue", "-h", "-t", "all", "-o", "%i %T")
         return next((line.split()[1] for line in out.splitlines() if line.split()[0] == slurm_job_id), "")
+
+    @contextmanager
+    def slurm_conf(self, *lines: str) -> Iterator[None]:
+        """More lines in slurm.conf for as long as the block lasts; drained nodes are back after it."""
+        site_conf = Path(self.stack["SLURM_CONF"]).with_name("site.conf")
+        before = site_conf.read_text(encoding="utf-8")
+        try:
+            site_conf.write_text(before + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+            self.slurm("scontrol", "reconfigure", as_root=True)
+            yield
+        finally:
+            site_conf.write_text(before, encoding="utf-8")
+            self.slurm("scontrol", "reconfigure", as_root=True)
+            for node in self.stack["DEVSTACK_NODES"].split():
+                self.resume(node)
+
+    def resume(self, node: str) -> None:
+        """Brings a node back that is down or drained; one that is neither has come back by itself."""
+        self.slurm("scontrol", "update", f"nodename={node}", "state=resume", as_root=True, check=False)
+        wait_until(
+            "the node is back",
+            lambda: (
+                not {"down", "drain", "drng"} & set(self.slurm("sinfo", "-h", "-n", node, "-o", "%T").split())
+            ),
+            seconds=60,
+        )
+
+    def tasks_in_rabbitmq(self) -> int:
+        """Messages that wait in the queue and that no worker has taken."""
+        with Connection(self.stack["GIRDER_WORKER_BROKER"]) as connection:
+            return int(connection.default_channel.queue_declare("celery", passive=True).message_count)
 
     def run_toy(self, folder: str, **params: object) -> str:
         """Starts the toy CLI on a small file and returns the job."""

@@ -68,6 +68,28 @@ def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_down(site: Site, fo
     assert site.worker.slurm_job_id(job) == ""
 
 
+def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_full(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[jobs]\nmax_accepted = 1\n"
+    site.worker.start()
+    first = site.run_toy(folder, sleep=15)
+    wait_until("it runs", lambda: "second 1" in site.girder.log(first), seconds=30)
+    second = site.girder.run(
+        site.toy,
+        inputFile=site.girder.upload(folder, "b.txt", b"b"),
+        outputFile="second.txt",
+        outputFile_folder=folder,
+    )
+    wait_until("its task waits in RabbitMQ", lambda: site.tasks_in_rabbitmq() == 1, seconds=10)
+    site.girder.cancel(second)
+    assert site.girder.wait_for_end(first, seconds=60)["status"] == SUCCESS
+    wait_until("its task was taken", lambda: site.tasks_in_rabbitmq() == 0, seconds=60)
+    wait_until("the worker has ended it", lambda: _events(site, second)[-1:] == ["closed"], seconds=30)
+    assert site.girder.status(second) == CANCELED
+    assert "intent" not in _events(site, second)
+    assert "second.txt" not in site.girder.files(folder)
+
+
 def test_cancel_while_the_job_runs_and_the_worker_is_down(site: Site, folder: str) -> None:
     job = site.run_toy(folder, sleep=120)
     wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.girder, pytest.mark.timeout(900)]
 
 JOBS = 200
+BATCH = 300
 
 
 def test_two_hundred_jobs_at_once_through_one_worker(site: Site, folder: str) -> None:
@@ -48,8 +49,8 @@ def test_two_hundred_jobs_at_once_through_one_worker(site: Site, folder: str) ->
 
 def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> None:
     batch = site.girder.new_folder()
-    for number in range(100):
-        site.girder.upload(batch, f"slide{number:02}.txt", f"{number}\n".encode())
+    for number in range(BATCH):
+        site.girder.upload(batch, f"slide{number:03}.txt", f"{number}\n".encode())
     job = site.girder.call(
         "POST",
         f"slicer_cli_web/cli/{site.toy}/run",
@@ -62,7 +63,7 @@ def test_a_batch_of_girder_fans_out_and_finishes(site: Site, folder: str) -> Non
     )
     ended = site.girder.wait_for_end(job["_id"], seconds=600)
     assert ended["status"] == SUCCESS, ended["log"]
-    wait_until("all outputs are there", lambda: len(site.girder.files(folder)) == 100, seconds=120, every=1.0)
+    wait_until("all outputs are there", lambda: site.girder.count(folder) == BATCH, seconds=180, every=1.0)
 
 
 def test_forty_writing_jobs_are_live_while_they_run(site: Site, folder: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.girder_site import ERROR, RUNNING, wait_until
+from tests.support.girder_site import ERROR, RUNNING, SUCCESS, wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Site
@@ -18,6 +21,19 @@ def _running(site: Site, folder: str, **params: object) -> tuple[str, str]:
     job = site.run_toy(folder, **params)
     wait_until("it runs", lambda: "toy starts" in site.girder.log(job), seconds=30)
     return job, site.worker.slurm_job_id(job)
+
+
+def _kill_the_script(slurm: str) -> None:
+    """Ends a job's script on its node in a way that leaves it no time for a last word."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if any(word.endswith(f"/job{int(slurm):05d}/slurm_script".encode()) for word in words):
+            os.kill(int(process.name), signal.SIGKILL)
+            return
+    pytest.fail(f"The script of Slurm job {slurm} does not run")
 
 
 def _expect_error(site: Site, job: str, *words: str, seconds: float = 60) -> None:
@@ -55,13 +71,39 @@ def test_node_failure(site: Site, folder: str) -> None:
         site.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test", as_root=True)
         _expect_error(site, job, "because its node failed", node)
     finally:
-        # The node may have come back by itself by now, and then there is nothing to resume.
-        site.slurm("scontrol", "update", f"nodename={node}", "state=resume", as_root=True, check=False)
-        wait_until(
-            "the node is back",
-            lambda: "down" not in site.slurm("sinfo", "-h", "-n", node, "-o", "%T"),
-            seconds=60,
-        )
+        site.resume(node)
+
+
+def test_a_node_that_does_not_boot(site: Site, folder: str) -> None:
+    node = site.stack["DEVSTACK_NODES"].split()[2]
+    site.worker.stop()
+    site.worker.extra_config = f"[slurm.options]\nmem = 150\nnodelist = {node}\n"
+    site.worker.start()
+    power_saving = (
+        "SuspendProgram=/bin/true",
+        "ResumeProgram=/bin/true",
+        "SuspendTime=100000",
+        "SuspendTimeout=3",
+        "ResumeTimeout=8",
+    )
+
+    def state() -> str:
+        return site.slurm("sinfo", "-h", "-n", node, "-p", "normal", "-o", "%T").strip()
+
+    try:
+        with site.slurm_conf(*power_saving):
+            site.slurm("scontrol", "update", f"nodename={node}", "state=power_down_force", as_root=True)
+            wait_until("the node is powered down", lambda: state() == "idle~", seconds=60)
+            site.stack.service("stop", "slurmd-gs3")
+            job = site.run_toy(folder)
+            # Slurm 22.05 calls it a failed node, later versions may say BOOT_FAIL.
+            _expect_error(site, job, "node", "Start the job again", seconds=90)
+            site.stack.service("start", "slurmd-gs3")
+            site.slurm("scontrol", "update", f"nodename={node}", "state=power_up", as_root=True)
+            wait_until("the node is back", lambda: state() in ("idle", "down"), seconds=60)
+    finally:
+        site.stack.service("start", "slurmd-gs3")
+        site.resume(node)
 
 
 def test_preempted(site: Site, folder: str) -> None:
@@ -108,3 +150,86 @@ def test_a_pending_job_shows_slurm_s_reason(site: Site, folder: str) -> None:
     wait_until(
         "the reason is shown", lambda: "BeginTime" in str(site.girder.job(job)["progress"]), seconds=20
     )
+
+
+def test_a_job_that_cannot_end_before_its_deadline(site: Site, folder: str) -> None:
+    site.worker.stop()
+    # Slurm takes it, and finds soon that it begins too late to keep its deadline.
+    site.worker.extra_config = "[slurm.options]\nmem = 150\ntime = 1\nbegin = now+30\ndeadline = now+65\n"
+    site.worker.start()
+    job = site.run_toy(folder)
+    _expect_error(site, job, "could not end before its deadline", seconds=100)
+
+
+def test_a_job_that_slurm_has_forgotten(site: Site, folder: str) -> None:
+    with site.slurm_conf("MinJobAge=2"):
+        job, slurm = _running(site, folder, sleep=100)
+        site.worker.kill()
+        _kill_the_script(slurm)
+        wait_until("Slurm has forgotten it", lambda: site.slurm_state(slurm) == "", seconds=120)
+        site.worker.start()
+        _expect_error(site, job, f"Slurm job {slurm} had started", "is gone from Slurm")
+    assert "out.txt" not in site.girder.files(folder)
+
+
+def test_a_job_that_slurm_forgot_after_it_had_ended_well_is_a_success(site: Site, folder: str) -> None:
+    with site.slurm_conf("MinJobAge=2"):
+        job, slurm = _running(site, folder, sleep=3)
+        site.worker.kill()
+        wait_until("Slurm has forgotten it", lambda: site.slurm_state(slurm) == "", seconds=120)
+        site.worker.start()
+        assert site.girder.wait_for_end(job)["status"] == SUCCESS
+    assert "out.txt" in site.girder.files(folder)
+
+
+def test_a_node_that_cannot_launch_the_job(site: Site, folder: str) -> None:
+    with site.slurm_conf("Prolog=/bin/false"):
+        job = site.run_toy(folder)
+        _expect_error(site, job, "before it could start; it is submitted anew", "could not be launched")
+        drained = site.slurm("sinfo", "-h", "-N", "-p", "normal", "-o", "%T").split()
+    assert drained.count("drained") == 2  # one a try
+
+
+def test_a_failed_launch_is_tried_once_more(site: Site, folder: str) -> None:
+    prolog = Path(site.stack["SLURM_CONF"]).with_name("prolog")
+    mark = prolog.with_name("prolog-has-failed")
+    prolog.write_text(f"#!/bin/sh\nmkdir {mark} 2>/dev/null && exit 1\nexit 0\n", encoding="utf-8")
+    prolog.chmod(0o755)
+    try:
+        with site.slurm_conf(f"Prolog={prolog}"):
+            job = site.run_toy(folder)
+            ended = site.girder.wait_for_end(job, seconds=60)
+            assert mark.is_dir()
+    finally:
+        prolog.unlink()
+        mark.rmdir()
+    assert ended["status"] == SUCCESS
+    assert "before it could start; it is submitted anew" in "".join(ended["log"])
+
+
+def test_a_job_that_slurm_holds_after_a_failed_launch(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+6\n"
+    site.worker.start()
+    with site.slurm_conf("Prolog=/bin/false"):
+        job = site.run_toy(folder)
+        wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
+        slurm = site.worker.slurm_job_id(job)
+        # A site can have every job requeued after a failed launch; then Slurm holds it.
+        site.slurm("scontrol", "update", f"jobid={slurm}", "requeue=1", as_root=True)
+        _expect_error(site, job, f"Slurm job {slurm} cannot run", "launch failed requeued held", seconds=90)
+    wait_until("it left the queue", lambda: site.slurm_state(slurm) in ("", "CANCELLED"), seconds=30)
+
+
+def test_a_job_that_somebody_holds_waits_and_says_so(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+6\n"
+    site.worker.start()
+    job = site.run_toy(folder)
+    wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
+    site.slurm("scontrol", "hold", site.worker.slurm_job_id(job), as_root=True)
+    wait_until(
+        "the reason is shown", lambda: "JobHeldAdmin" in str(site.girder.job(job)["progress"]), seconds=30
+    )
+    site.slurm("scontrol", "release", site.worker.slurm_job_id(job), as_root=True)
+    assert site.girder.wait_for_end(job)["status"] == SUCCESS

@@ -112,6 +112,10 @@ class GirderSite:
             }
         return found
 
+    def count(self, folder: str) -> int:
+        """How many items a folder has."""
+        return int(self.call("GET", f"folder/{folder}/details")["nItems"])
+
     def ingest(self, image: str, *, seconds: float = 120.0, expect: int = SUCCESS) -> dict[str, Any]:
         """The ended job that ingested an image."""
         folder = self.call("GET", "system/setting", params={"key": "slicer_cli_web.task_folder"})

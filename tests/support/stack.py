@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_DIRECTORY = "/var/tmp/girder-slurm-devstack"  # noqa: S108 - devstack's own default
+_DEVSTACK = Path(__file__).parents[2] / "devstack" / "devstack"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class Stack:
     def shared(self) -> Path:
         """The directory that worker and nodes share."""
         return Path(self.env["DEVSTACK_SHARED"])
+
+    def service(self, action: str, *services: str) -> None:
+        """`devstack start`, `stop` or `restart` of single services; raises CalledProcessError with what it said."""
+        subprocess.run(
+            [str(_DEVSTACK), action, *services],
+            env={**os.environ, "DEVSTACK_DIR": self.env["DEVSTACK_DIR"], "DEVSTACK_USER": self.user},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def user_environment(self) -> dict[str, str]:
         """The environment of a login of that user, with the stack's programs on PATH."""

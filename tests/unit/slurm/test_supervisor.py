@@ -270,6 +270,27 @@ def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_
     assert site.calls("submit") == [token, site.state().token]
 
 
+def test_a_job_that_no_node_could_launch_says_so(site):
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    first = site.state()
+    site.cluster.end(first.slurm_job_id, "CANCELLED")
+    site.run_until(
+        lambda: site.state().attempt == 2 and site.is_in(Phase.SUBMITTED)(), seconds=120, steps_slurm=False
+    )
+    site.cluster.end(site.state().slurm_job_id, "CANCELLED")
+    site.run_to_the_end()
+    assert site.state().verdict.code == "launch_failed"
+    assert "prolog" in "".join(site.shown().log)
+    assert len(site.calls("submit")) == 2
+
+
+def test_accepted_jobs_count_at_once(site):
+    """The limit of accepted jobs must not be overrun by those that the supervisor has not looked at yet."""
+    site.task()
+    assert site.supervisor.live_count == 1
+
+
 def test_a_job_that_is_lost_again_and_again_is_given_up_and_its_claim_taken(site):
     site.task()
 
