@@ -198,7 +198,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     clock = SystemClock()
     runner = make_runner()
     if failing := start_checks(settings):
-        raise StartRefused(" ".join(str(finding) for finding in failing))
+        raise StartRefused("\n  ".join(["", *map(str, failing)]) if len(failing) > 1 else str(failing[0]))
     root = JobsRoot(settings.jobs_root, worker_id(settings))
     root.prepare()
     prefix = root.token_prefix(

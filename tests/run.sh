@@ -17,6 +17,11 @@ finish() { code=$?; [ "$code" = 0 ] || printf '\ntests: FAILED in %d s\n' $((SEC
 trap finish EXIT
 
 if [ "$what" = all ]; then
+  demo_worker=$(cat "$DEVSTACK_DIR/demo/worker.pid" 2>/dev/null || true)
+  if [ -n "$demo_worker" ] && [ -e "/proc/$demo_worker" ]; then
+    say "stopping the demonstration, whose worker would take tasks of the tests from the same queue"
+    as_root "$here/worker/demo.sh" --stop
+  fi
   say "bringing the real services up"
   as_root "$here/devstack/devstack" up
 fi

@@ -154,6 +154,21 @@ EOF
   install -m 644 "$checkout/worker.dist.cfg" "$demo/worker.dist.cfg"
 }
 
+write_command() {  # girder-slurm as the worker's account, for whoever tries the demonstration
+  {
+    echo '#!/bin/bash'
+    echo "# Written by worker/demo.sh: girder-slurm for the demonstration's worker."
+    # shellcheck disable=SC2016 # for the shell that runs it
+    echo 'become=(); [ "$(id -u)" = 0 ] || become=(sudo --)'
+    # shellcheck disable=SC2016
+    printf 'exec "${become[@]}"'
+    printf ' %q' "${become_user[@]}" \
+      GIRDER_WORKER_SLURM_CONFIG="$demo/worker.dist.cfg:$site/worker.local.cfg" "$site/venv/bin/girder-slurm"
+    printf ' "$@"\n'
+  } > "$demo/girder-slurm"
+  chmod 755 "$demo/girder-slurm"
+}
+
 start_worker() {
   local pid waited=0
   if pid=$(worker_pid); then
@@ -227,6 +242,7 @@ flock --nonblock 9 || fail "another worker/demo.sh is at work in $DEVSTACK_DIR: 
 step "The worker"
 install_worker
 write_settings
+write_command
 start_worker
 
 step "The analysis image and the picture"
@@ -255,6 +271,7 @@ job        $GIRDER_URL/#job/$demo_job
 results    $GIRDER_URL/#folder/$demo_folder
            and in $demo_results
 worker     pid $pid, log $log
+           its jobs: $demo/girder-slurm jobs --all (also: show, log, cancel, doctor)
 Stack and worker keep running. Stop both: $prefix$here/demo.sh --stop   (or $prefix$checkout/devstack/devstack down)
 
 demo: OK – $demo_fraction of the tissue is stained; uploaded, ingested, run by Slurm and back in Girder in $SECONDS s

@@ -73,6 +73,8 @@ class SlurmConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         parent.on_invalid_task = lambda _body, message, error: unhandled.broken_message(message, error)
         parent.on_decode_error = unhandled.broken_message
+        make_handler = parent.create_task_handler
+        parent.create_task_handler = lambda *args, **kwargs: unhandled.guarded(make_handler(*args, **kwargs))
 
     def include_if(self, parent: Any) -> bool:
         """Only beside the supervisor."""

@@ -61,6 +61,22 @@ class UnhandledMessages:
         stored = store_message(message)
         self._keep(stored, f"The message cannot be decoded: {type(error).__name__}: {error}.", message)
 
+    def guarded(self, receive: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Celery's way in, in which no message can end the consumer: it would come again after each restart.
+
+        Seen with Celery 5.7: a header `task` that is a list raises TypeError out of the event loop.
+        """
+
+        def receive_any(message: Any) -> None:
+            try:
+                receive(message)
+            except (TypeError, ValueError, AttributeError, LookupError) as error:
+                if message.acknowledged:
+                    raise
+                self.broken_message(message, error)
+
+        return receive_any
+
     def _keep(self, stored: Mapping[str, Any], why: str, message: Any) -> None:
         try:
             place = self._root.keep_unhandled(stored, why)

@@ -33,6 +33,9 @@ def site_jobs_root(settings: Settings | None = None) -> JobsRoot:
     if not (path / "record").is_dir():
         msg = f"There are no jobs in {path}: no worker has run with this jobs root yet."
         raise Refusal(msg)
+    if not os.access(path / "record", os.R_OK | os.X_OK):
+        msg = f"{path / 'record'} is closed to this user; run this as the user of the worker."
+        raise Refusal(msg)
     # The name is of no account: nothing is owned by who only looks.
     return JobsRoot(path, "girder-slurm")
 

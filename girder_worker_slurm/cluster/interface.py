@@ -49,6 +49,13 @@ class Snapshot:
     asked_at: float
     seconds: float
 
+    def by_token(self) -> dict[str, list[QueueRow]]:
+        """The rows of each token: one token may have been submitted twice."""
+        rows: dict[str, list[QueueRow]] = {}
+        for row in self.rows:
+            rows.setdefault(row.token, []).append(row)
+        return rows
+
 
 @dataclass(frozen=True)
 class JobDetail:

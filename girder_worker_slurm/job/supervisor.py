@@ -17,8 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.errors import ContainerError
-from girder_worker_slurm.cluster.interface import SlurmJobId
-from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import (
     JobCancelled,
     JobDeleted,
@@ -30,16 +28,16 @@ from girder_worker_slurm.errors import (
 from girder_worker_slurm.job.image_desk import ImageDesk
 from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.pools import Pool
+from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
 from girder_worker_slurm.job.services import Later, Parked
 from girder_worker_slurm.job.state import Outcome, Phase, Verdict
 from girder_worker_slurm.job.update_turns import UpdateTurns
-from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
 from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from girder_worker_slurm.cluster.interface import QueueRow, Snapshot
+    from girder_worker_slurm.cluster.interface import Snapshot
     from girder_worker_slurm.cluster.run_directory import JobEvent
     from girder_worker_slurm.job.run_job import JobStory, Step
     from girder_worker_slurm.job.services import Services
@@ -50,7 +48,6 @@ logger = logging.getLogger(__name__)
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 #: A registry that does not answer is asked again this often; then the job ends with that reason.
 _IMAGE_TRIES = 5
-_SETTLE_SECONDS = 5.0
 _REQUESTS_PER_LOOK = 100
 
 
@@ -92,10 +89,8 @@ class Supervisor:
         self._finished: queue.SimpleQueue[tuple[LiveJob, Step | None, BaseException | None]] = (
             queue.SimpleQueue()
         )
-        self._snapshots: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stop = services.stopping
-        self._look_now = threading.Event()
         self._due: list[tuple[float, int, str]] = []
         self._order = itertools.count()
         #: Rendered jobs in the order in which they came; a dict for its order and its quick `in`.
@@ -113,9 +108,17 @@ class Supervisor:
             interval_seconds=rules.log_interval_seconds,
             status_check_seconds=rules.status_check_seconds,
         )
+        self._queue = QueueWatch(
+            services,
+            QueueRules(rules.token_prefix, rules.poll_seconds, story.event_grace_seconds),
+            has_jobs_in_slurm=self._has_jobs_in_slurm,
+            knows_token=self._is_for_us,
+            later=self._later,
+            in_pool=partial(self.run_in_pool, "submit"),
+            wake=self._wake.set,
+        )
         self._pools: dict[str, Pool] = {}
         self._threads: list[threading.Thread] = []
-        self._orphans: set[str] = set()
         self._unasked: list[str] = []
 
     # -- for those outside
@@ -132,7 +135,7 @@ class Supervisor:
             "deliver": self._rules.parallel_transfers,
         }
         self._pools = {name: Pool(name, size) for name, size in sizes.items()}
-        for name, body in (("gw-supervisor", self._run), ("gw-queue", self._watch_queue)):
+        for name, body in (("gw-supervisor", self._run), ("gw-queue", self._queue.run)):
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -144,7 +147,7 @@ class Supervisor:
         """
         self._stop.set()
         self._wake.set()
-        self._look_now.set()
+        self._queue.stop()
         until = self._do.clock.monotonic() + timeout_seconds
         for thread in self._threads:
             thread.join(timeout_seconds)
@@ -195,9 +198,8 @@ class Supervisor:
                 self._after_step(*self._finished.get_nowait())
         for served, problem in self._images.served():
             self._after_step(served, _IMAGE_STEP, problem)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._read_snapshot(self._snapshots.get_nowait())
+        for snapshot in self._queue.snapshots():
+            self._compare_with(snapshot)
         if looks:
             self._read_events()
             self._look_for_revoked()
@@ -372,6 +374,19 @@ class Supervisor:
                 self._begin(job, step)
                 taken += 1
 
+    # -- the queue
+
+    def _has_jobs_in_slurm(self) -> bool:
+        return any(job.state.is_in_slurm and not job.state.cluster for job in list(self._jobs.values()))
+
+    def _compare_with(self, snapshot: Snapshot) -> None:
+        rows = snapshot.by_token()
+        for job in list(self._jobs.values()):
+            if job.state.phase is Phase.SUBMITTED and not job.is_busy and not job.state.cluster:
+                found = rows.get(job.state.token, [])
+                self._safely(job, partial(self._queue.compare, job, found, snapshot))
+        self._queue.end_orphans(rows)
+
     # -- events of job scripts
 
     def _read_events(self) -> None:
@@ -404,6 +419,16 @@ class Supervisor:
         state = job.state
         if state.phase >= Phase.DECIDED or event.token != state.token:
             return
+        if state.slurm_job_id and event.slurm_job_id not in (
+            state.slurm_job_id,
+            self._do.runs.claimant(state.token),
+        ):
+            logger.warning(
+                "Job %s: an event of Slurm job %s, which does not run it, is ignored",
+                job.task_id,
+                event.slurm_job_id,
+            )
+            return
         fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
         if event.kind == "started" and state.started is None:
             job.record.append("started", **fields)
@@ -412,97 +437,6 @@ class Supervisor:
             job.record.append("ended", **fields)
         elif event.kind == "refused" and event.fields.get("why") == "unwritable" and state.ended is None:
             job.record.append("ended", **{**fields, "exit_code": 73, "cause": "unwritable"})
-
-    # -- the queue
-
-    def _watch_queue(self) -> None:
-        failures = 0
-        while not self._stop.is_set():
-            pause = self._rules.poll_seconds
-            if any(job.state.is_in_slurm and not job.state.cluster for job in list(self._jobs.values())):
-                try:
-                    snapshot = self._do.cluster.snapshot()
-                except Unreachable as error:
-                    # A failed listing changes nothing about any job.
-                    failures += 1
-                    pause = min(120.0, pause * 2 ** min(failures, 4))
-                    logger.warning("Slurm's queue could not be listed (%s); again in %.0f s", error, pause)
-                except Exception:
-                    logger.exception("Slurm's queue could not be read")
-                else:
-                    failures = 0
-                    pause = max(pause, 10 * snapshot.seconds)
-                    self._snapshots.put(snapshot)
-                    self._wake.set()
-            self._look_now.wait(pause)
-            self._look_now.clear()
-
-    def _read_snapshot(self, snapshot: Snapshot) -> None:
-        rows: dict[str, list[QueueRow]] = {}
-        for row in snapshot.rows:
-            rows.setdefault(row.token, []).append(row)
-        for job in list(self._jobs.values()):
-            if job.state.phase is Phase.SUBMITTED and not job.is_busy and not job.state.cluster:
-                self._safely(job, partial(self._compare, job, rows.get(job.state.token, []), snapshot))
-        self._end_orphans(rows)
-
-    def _compare(self, job: LiveJob, rows: list[QueueRow], snapshot: Snapshot) -> None:
-        state = job.state
-        row = next((row for row in rows if row.slurm_job_id == state.slurm_job_id), None)
-        if row is None:
-            age = self._do.clock.now() - state.submitted_at
-            if snapshot.asked_at > self._do.clock.monotonic() - age + _SETTLE_SECONDS:
-                job.missing += 1
-                if job.missing >= 2:
-                    self._later(job, 0.0)
-                else:
-                    self._look_soon()
-            return
-        job.missing = 0
-        if row.state in FINAL_STATES:
-            if not job.final_since:
-                job.final_since = self._do.clock.monotonic()
-                self._later(job, self._story.event_grace_seconds)
-            return
-        job.final_since = 0.0
-        hopeless = hopeless_wait(row)
-        if hopeless is not None and self._do.runs.claim(state.token, hopeless.code):
-            self._end_hopeless(job, row, hopeless)
-            return
-        text = waiting_text(row.state, row.reason)
-        if state.started is None and text != job.waiting_message:
-            job.waiting_message = text
-            job.next_status_check = 0.0
-
-    def _end_hopeless(self, job: LiveJob, row: QueueRow, verdict: Verdict) -> None:
-        job.record.decide(verdict)
-        self.run_in_pool("submit", lambda: self._do.cluster.cancel([row.slurm_job_id]))
-        self._later(job, 0.0)
-
-    def _look_soon(self) -> None:
-        """A second listing a little later, to be sure that a job is gone."""
-        timer = threading.Timer(1.0, self._look_now.set)
-        timer.daemon = True
-        timer.start()
-
-    def _end_orphans(self, rows: dict[str, list[QueueRow]]) -> None:
-        """Cancels Slurm jobs of ours that no record knows: left by a submission that was given up."""
-        strangers = {
-            token
-            for token, found in rows.items()
-            if token.startswith(self._rules.token_prefix)
-            and token not in self._by_token
-            and any(row.state not in FINAL_STATES and row.state != "COMPLETING" for row in found)
-        }
-        again = strangers & self._orphans
-        self._orphans = strangers
-        if again:
-            # Another worker may have taken a job over that this one had submitted.
-            again -= self._do.live_tokens()
-        ids = [SlurmJobId(row.slurm_job_id) for token in sorted(again) for row in rows[token]]
-        if ids:
-            logger.warning("Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(ids))
-            self.run_in_pool("submit", lambda: self._do.cluster.cancel(ids))
 
     # -- Girder
 

@@ -148,6 +148,21 @@ def test_an_unknown_task_is_kept_and_does_not_stop_the_others(site: Site) -> Non
     assert "large-image-tasks" in (kept / "reason.txt").read_text()
 
 
+def test_a_message_that_celery_stumbles_over_is_kept_and_the_worker_goes_on(site: Site) -> None:
+    answer = _client(
+        site,
+        "with app.connection_for_write() as connection, connection.channel() as channel:\n"
+        "    from kombu import Producer\n"
+        "    Producer(channel).publish([[], {}, {}], routing_key='celery', serializer='json',\n"
+        "                              headers={'id': 'broken-1', 'task': ['not', 'a', 'name']})\n"
+        "r = docker_run.delay(image, pull_image=False, container_args=['--list_cli'])\n"
+        "print(json.dumps(outcome(r)))",
+    )
+    assert answer == {"value": []}
+    assert "TypeError" in (site.worker.root / "unhandled" / "broken-1" / "reason.txt").read_text()
+    assert site.tasks_in_rabbitmq() == 0
+
+
 def test_a_revoked_task_raises_for_its_caller(site: Site) -> None:
     shared = site.stack.shared / "celery-callers"
     subprocess.run(site.stack.as_user(["mkdir", "-p", str(shared)]), check=True)

@@ -267,13 +267,13 @@ class Site:
 
     def turn(self) -> None:
         """A quarter of a second of the worker's life; everything that is due is done."""
-        if self.clock.monotonic() >= self._next_listing or self.supervisor._look_now.is_set():
-            self.supervisor._look_now.clear()
+        if self.clock.monotonic() >= self._next_listing or self.supervisor._queue._look_now.is_set():
+            self.supervisor._queue._look_now.clear()
             self._next_listing = self.clock.monotonic() + self.rules["poll_seconds"]
             if any(job.state.is_in_slurm for job in self.supervisor._jobs.values()):
                 # As in the queue's own thread: a listing that fails changes nothing.
                 with contextlib.suppress(ClusterUnreachable):
-                    self.supervisor._snapshots.put(self.cluster.snapshot())
+                    self.supervisor._queue._found.put(self.cluster.snapshot())
         for _ in range(40):
             self.supervisor._turn()
             if self._is_calm():

@@ -317,3 +317,44 @@ def test_the_exit_code_of_a_container_is_not_lost_when_it_gets_the_signal_as_wel
         process.communicate(timeout=20)
         codes.append(bench.events()["ended"].fields["exit_code"])
     assert codes == [5] * 12
+
+
+@pytest.mark.parametrize("task", [["a", "list"], {"a": 1}])
+def test_a_header_that_celery_stumbles_over_is_kept_like_any_broken_message(tmp_path, task):
+    """Celery looks the task up in a dict; what cannot be hashed ended the consumer, at each restart again."""
+    root = JobsRoot(tmp_path / "jobs", "w1")
+    root.prepare()
+    unhandled = UnhandledMessages(root, None, FakeClock(), lambda work: work())
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": task})
+    message.acknowledged = False
+    message.ack = lambda: setattr(message, "acknowledged", True)
+    unhandled.guarded(lambda message: {}[message.headers["task"]])(message)
+    assert message.acknowledged
+    assert "TypeError" in (root.unhandled / "t1" / "reason.txt").read_text()
+
+
+def test_an_error_after_a_message_was_taken_is_not_hidden(tmp_path):
+    unhandled = UnhandledMessages(JobsRoot(tmp_path / "jobs", "w1"), None, FakeClock(), lambda work: work())
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": "x"})
+    message.acknowledged = True
+    with pytest.raises(KeyError):
+        unhandled.guarded(lambda message: {}[message.headers["task"]])(message)
+
+
+def test_a_word_of_another_slurm_job_ends_nothing(site):
+    """A second submission that was turned away knows nonce and token too; only the one with the claim runs."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    token = site.state().token
+    event = {
+        "token": token,
+        "nonce": site.state().nonce,
+        "kind": "ended",
+        "slurm_job_id": "9999",
+        "exit_code": 0,
+        "cause": "exit",
+    }
+    (site.runs.spool / f"{token}.ended.9999.0.json").write_text(json.dumps(event))
+    site.run_for(5)
+    assert site.state().ended is None
