@@ -25,6 +25,7 @@ class LiveJob:
         "failures",
         "feed",
         "final_since",
+        "has_news",
         "inbox",
         "is_busy",
         "is_parked",
@@ -64,6 +65,8 @@ class LiveJob:
         self.last_flush = 0.0
         self.next_status_check = 0.0
         self.next_log_look = 0.0
+        #: Output was seen that Girder has not got; it waits for its turn.
+        self.has_news = False
         #: Good listings in a row that did not have the job.
         self.missing = 0
         #: How often Slurm was asked about an end that it had not noticed yet.

@@ -47,6 +47,9 @@ class UpdateTurns:
         self._allowance -= len(chosen)
         for job in chosen:
             job.last_flush = now
+            job.has_news = False
+            if now >= job.next_status_check:
+                job.next_status_check = now + self._status_check_seconds
         return chosen
 
     def _wants(self, job: LiveJob, now: float, live: int) -> bool:
@@ -56,12 +59,13 @@ class UpdateTurns:
             return False
         if now - job.last_flush < self._interval_seconds:
             return False
-        if not job.announced or now >= job.next_status_check:
-            job.next_status_check = now + self._status_check_seconds
+        if not job.announced or now >= job.next_status_check or job.has_news:
             return True
         if job.state.started is None or now < job.next_log_look:
             return False
         # Looking costs a call to the file system: at most some hundred a second, however many jobs run.
         job.next_log_look = now + max(self._interval_seconds, live / _LOOKS_PER_SECOND)
         feed = self._story.feed(job)
-        return feed.has_new_output() or feed.has_pending
+        # Found once, it waits for its turn without another look.
+        job.has_news = feed.has_new_output() or feed.has_pending
+        return job.has_news

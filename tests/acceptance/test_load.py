@@ -86,7 +86,7 @@ def test_forty_writing_jobs_are_live_while_they_run(site: Site, folder: str) -> 
             "what was on disk is in Girder",
             lambda job=job, line=f"second {on_disk}\n": line in site.girder.log(job),
             # A machine that does other things too is slow; the turns themselves are tested with a clock that is not.
-            seconds=12,
+            seconds=6,
             every=0.05,
         )
         late.append(on_disk)

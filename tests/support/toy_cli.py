@@ -40,7 +40,7 @@ _TOY_XML = """<?xml version="1.0" encoding="UTF-8"?>
       <longflag>code</longflag><default>0</default></integer>
     <integer><name>lines</name><label>Lines</label><description>Lines of log</description>
       <longflag>lines</longflag><default>0</default></integer>
-    <string><name>mode</name><label>Mode</label><description>no-output, memory, ignore-term, latin1</description>
+    <string><name>mode</name><label>Mode</label><description>no-output, memory, ignore-term, latin1, clock ...</description>
       <longflag>mode</longflag><default></default></string>
   </parameters>
 </executable>
@@ -77,6 +77,7 @@ while [ $i -lt "$sleep" ]; do
   printf '<filter-progress>0.%s</filter-progress>\n' $((i % 10))
   i=$((i + 1))
   echo "second $i"
+  [ "$mode" = clock ] && read -r up _ < /proc/uptime && echo "written at $up"
   sleep 1
 done
 if [ "$mode" = big ]; then

@@ -60,6 +60,29 @@ def test_up_to_forty_writing_jobs_have_their_turn_every_two_seconds(number):
     assert max(gaps.values()) <= 2.0
 
 
+@pytest.mark.parametrize("number", [41, 50, 63])
+def test_a_job_that_missed_its_turn_is_among_the_next(number):
+    """It used to be looked at again a second later only, behind jobs that had been shown meanwhile."""
+    gaps, _ = longest_gaps(number, seconds=60)
+    assert max(gaps.values()) <= number / _RULES.updates_per_second + _RULES.event_seconds
+
+
+def test_a_status_check_that_found_no_place_in_the_budget_is_made_up_for():
+    clock = FakeClock()
+    silent = SimpleNamespace(
+        feed=lambda _job: SimpleNamespace(has_new_output=lambda: False, has_pending=False)
+    )
+    turns = UpdateTurns(silent, clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0)
+    jobs = running_jobs(3)
+    for job in jobs:
+        job.next_status_check = 0.0
+    seen = []
+    for _ in range(6):
+        clock.advance(1.0)
+        seen += turns.choose(jobs, clock.monotonic())
+    assert sorted(job.task_id for job in seen) == ["0", "1", "2"]
+
+
 def test_with_more_jobs_the_budget_is_kept_and_nobody_is_forgotten():
     gaps, sent = longest_gaps(400, seconds=120)
     assert sent <= _RULES.updates_per_second * 121
