@@ -7,9 +7,8 @@ for its Slicer CLIs.
 
 from __future__ import annotations
 
-from .cli_contract import CliDescription, list_clis, run_on_this_host
-from .clock import Clock, SystemClock
-from .command_runner import (
+from girder_worker_singularity.clock import Clock, SystemClock
+from girder_worker_singularity.command_runner import (
     CommandError,
     CommandNotFound,
     CommandResult,
@@ -18,21 +17,22 @@ from .command_runner import (
     CommandTimeout,
     LocalCommandRunner,
 )
-from .container import (
+from girder_worker_singularity.errors import ContainerError
+from girder_worker_singularity.image.config import ImageConfig, image_config
+from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
+from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
+from girder_worker_singularity.run.cli_contract import CliDescription, list_clis, run_on_this_host
+from girder_worker_singularity.run.container import (
     ContainerSpec,
     container_arguments,
     container_argv,
     container_environment,
     environment_file_text,
 )
-from .errors import ContainerError
-from .image_config import ImageConfig, image_config
-from .image_reference import ImageReference, parse_image_reference
-from .lease import Holder, Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
-from .mounts import Mount, mount_argument, mounts_from_docker_volumes
-from .sif_convert import ConvertOptions
-from .sif_file import SifContents, read_sif
-from .sif_store import Sif, SifStore, StoreOptions
+from girder_worker_singularity.run.mounts import Mount, mount_argument, mounts_from_docker_volumes
+from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.file import SifContents, read_sif
+from girder_worker_singularity.sif.store import Sif, SifStore, StoreOptions
 
 __all__ = [
     "CliDescription",

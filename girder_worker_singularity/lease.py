@@ -36,7 +36,7 @@ from typing_extensions import Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .clock import Clock
+    from girder_worker_singularity.clock import Clock
 
 STALE_AFTER_SECONDS = 60.0
 REFRESH_SECONDS = 5.0

@@ -10,7 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .command_runner import CommandNotFound, CommandResult, CommandStopped, CommandTimeout
+from girder_worker_singularity.command_runner import (
+    CommandNotFound,
+    CommandResult,
+    CommandStopped,
+    CommandTimeout,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

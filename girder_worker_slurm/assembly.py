@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
-from girder_worker_singularity.sif_convert import ConvertOptions
-from girder_worker_singularity.sif_store import SifStore, StoreOptions
+from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages

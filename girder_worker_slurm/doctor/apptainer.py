@@ -34,7 +34,7 @@ SIF_DIRECTORY = "SIF directory"
 #: What the tiny SIF consists of, and what of the host is mounted into it.
 _EMPTY = ("bin", "usr", "lib", "lib64", "etc", "proc", "sys", "dev", "tmp", "var/tmp", "root", "home")
 HOST_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64")
-#: As for every job; see girder_worker_singularity/container.py.
+#: As for every job; see girder_worker_singularity/run/container.py.
 EXEC_OPTIONS = ("--quiet", "exec", "--containall", "--cleanenv", "--no-eval")
 _TIMEOUT_SECONDS = 120.0
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
 
-from girder_worker_singularity.cli_contract import list_clis, run_on_this_host
 from girder_worker_singularity.errors import ContainerError
+from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
 from girder_worker_slurm.errors import NotSupported
 from girder_worker_slurm.girder.inputs import pull_policy
 from girder_worker_slurm.girder.transfer_client import TransferClient
@@ -21,9 +21,9 @@ from girder_worker_slurm.records.record import write_durably
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from girder_worker_singularity.cli_contract import CliDescription
     from girder_worker_singularity.command_runner import CommandRunner
-    from girder_worker_singularity.sif_store import Sif, SifStore
+    from girder_worker_singularity.run.cli_contract import CliDescription
+    from girder_worker_singularity.sif.store import Sif, SifStore
     from girder_worker_slurm.celery_worker.message import DecodedTask
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
 
-from girder_worker_singularity.mounts import Mount, merge_mounts, mounts_from_docker_volumes
+from girder_worker_singularity.run.mounts import Mount, merge_mounts, mounts_from_docker_volumes
 from girder_worker_slurm.errors import InputUnavailable, NotSupported
 from girder_worker_slurm.girder.transfer_client import TransferClient
 

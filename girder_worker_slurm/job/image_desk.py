@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
-    from girder_worker_singularity.sif_store import Sif, SifStore
+    from girder_worker_singularity.sif.store import Sif, SifStore
     from girder_worker_slurm.job.live_job import LiveJob
 
 _Key = tuple[str, str]

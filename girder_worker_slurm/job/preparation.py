@@ -6,7 +6,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.container import (
+from girder_worker_singularity.run.container import (
     ContainerSpec,
     container_arguments,
     container_argv,
@@ -28,7 +28,7 @@ from girder_worker_slurm.script.render import (
 )
 
 if TYPE_CHECKING:
-    from girder_worker_singularity.sif_store import Sif
+    from girder_worker_singularity.sif.store import Sif
     from girder_worker_slurm.job.girder_side import GirderSide
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
-    from girder_worker_singularity.sif_store import SifStore
+    from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.direct_cluster import DirectCluster
     from girder_worker_slurm.cluster.interface import Cluster
     from girder_worker_slurm.cluster.run_directory import RunDirectories

@@ -19,7 +19,7 @@ from girder_worker_singularity import (
     read_sif,
     run_on_this_host,
 )
-from girder_worker_singularity.image_config import image_config
+from girder_worker_singularity.image.config import image_config
 from tests.integration.apptainer.conftest import ODD_VALUE
 
 RUNNER = LocalCommandRunner()

@@ -33,9 +33,9 @@ from girder_worker_singularity.errors import (
     SifDamaged,
     StoreNotWritable,
 )
-from girder_worker_singularity.image_reference import parse_image_reference
-from girder_worker_singularity.registry_digest import registry_digest
-from girder_worker_singularity.sif_store import SifStore, StoreOptions
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
+from girder_worker_singularity.source.registry_digest import registry_digest
 from tests.integration.apptainer.conftest import make_store
 from tests.support.images import build_and_push_image
 

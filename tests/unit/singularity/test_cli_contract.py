@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from girder_worker_singularity.cli_contract import list_clis, run_on_this_host
 from girder_worker_singularity.command_runner import CommandResult
 from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
-from girder_worker_singularity.image_config import ImageConfig
-from girder_worker_singularity.image_reference import parse_image_reference
-from girder_worker_singularity.sif_store import Sif
+from girder_worker_singularity.image.config import ImageConfig
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
+from girder_worker_singularity.sif.store import Sif
 from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
 
 SIF = Sif(Path("/s/tool.sif"), parse_image_reference("team/tool:1"), ImageConfig(entrypoint=("./run",)))

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_worker_singularity.container import (
+from girder_worker_singularity.errors import ContainerError, EnvironmentInvalid
+from girder_worker_singularity.image.config import ImageConfig
+from girder_worker_singularity.run.container import (
     RUNSCRIPT,
     ContainerSpec,
     container_arguments,
@@ -12,9 +14,7 @@ from girder_worker_singularity.container import (
     container_environment,
     environment_file_text,
 )
-from girder_worker_singularity.errors import ContainerError, EnvironmentInvalid
-from girder_worker_singularity.image_config import ImageConfig
-from girder_worker_singularity.mounts import Mount
+from girder_worker_singularity.run.mounts import Mount
 
 IMAGE = ImageConfig(entrypoint=("./run",), command=("--help",), working_dir="/opt/x")
 

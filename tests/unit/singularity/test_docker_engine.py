@@ -8,8 +8,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from girder_worker_singularity.docker_engine import EngineImage, engine_image
-from girder_worker_singularity.image_reference import parse_image_reference
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGES = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_worker_singularity.errors import MountInvalid
-from girder_worker_singularity.mounts import Mount, mount_argument, mounts_from_docker_volumes
+from girder_worker_singularity.run.mounts import Mount, mount_argument, mounts_from_docker_volumes
 
 
 def test_a_mount_is_one_quoted_record():

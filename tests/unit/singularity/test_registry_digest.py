@@ -7,8 +7,8 @@ import pytest
 import requests
 from requests.adapters import BaseAdapter
 
-from girder_worker_singularity.image_reference import parse_image_reference
-from girder_worker_singularity.registry_digest import registry_digest
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.source.registry_digest import registry_digest
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = parse_image_reference("registry.example/team/tool:1")

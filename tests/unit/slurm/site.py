@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 from celery import Celery
 
-from girder_worker_singularity.image_config import ImageConfig
-from girder_worker_singularity.image_reference import parse_image_reference
-from girder_worker_singularity.sif_store import Sif
+from girder_worker_singularity.image.config import ImageConfig
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.sif.store import Sif
 from girder_worker_singularity.testing import FakeClock, FakeCommandRunner
 from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable, JobDeleted

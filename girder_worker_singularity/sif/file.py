@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from .errors import SifDamaged
+from girder_worker_singularity.errors import SifDamaged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

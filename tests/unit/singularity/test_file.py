@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from girder_worker_singularity.errors import SifDamaged
-from girder_worker_singularity.sif_file import read_sif
+from girder_worker_singularity.sif.file import read_sif
 from tests.support.sif_files import sif_bytes
 
 OCI = {"Entrypoint": ["./run"], "WorkingDir": "/w"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from girder_worker_singularity.image_config import image_config
+from girder_worker_singularity.image.config import image_config
 
 OCI = {
     "Entrypoint": ["python3", "./entry.py"],

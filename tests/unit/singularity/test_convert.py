@@ -17,9 +17,9 @@ from girder_worker_singularity.errors import (
     RegistryUnreachable,
     StoreNotWritable,
 )
-from girder_worker_singularity.image_reference import parse_image_reference
+from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.lease import Holder, write_holder
-from girder_worker_singularity.sif_convert import (
+from girder_worker_singularity.sif.convert import (
     ConvertOptions,
     build_argv,
     build_environment,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .image_reference import ImageReference
+    from girder_worker_singularity.image.reference import ImageReference
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _TIMEOUT_SECONDS = 5

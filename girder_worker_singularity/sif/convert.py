@@ -12,8 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .command_runner import CommandNotFound, CommandRunner, CommandStopped, CommandTimeout
-from .errors import (
+from girder_worker_singularity.command_runner import (
+    CommandNotFound,
+    CommandRunner,
+    CommandStopped,
+    CommandTimeout,
+)
+from girder_worker_singularity.errors import (
     ContainerError,
     ConversionFailed,
     ConversionStopped,
@@ -25,12 +30,12 @@ from .errors import (
     RegistryUnreachable,
     StoreNotWritable,
 )
-from .lease import Holder, read_holder, write_holder
+from girder_worker_singularity.lease import Holder, read_holder, write_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .image_reference import ImageReference
+    from girder_worker_singularity.image.reference import ImageReference
 
 Source = Literal["docker", "docker-daemon"]
 

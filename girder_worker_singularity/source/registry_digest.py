@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from .image_reference import DEFAULT_REGISTRY, ImageReference
+from girder_worker_singularity.image.reference import DEFAULT_REGISTRY, ImageReference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

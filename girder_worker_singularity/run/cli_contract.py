@@ -12,15 +12,25 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .command_runner import CommandNotFound, CommandResult, CommandRunner, CommandTimeout
-from .container import ContainerSpec, container_argv, container_environment, environment_file_text
-from .errors import CliContractViolated, ProgramMissing
+from girder_worker_singularity.command_runner import (
+    CommandNotFound,
+    CommandResult,
+    CommandRunner,
+    CommandTimeout,
+)
+from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
+from girder_worker_singularity.run.container import (
+    ContainerSpec,
+    container_argv,
+    container_environment,
+    environment_file_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from .sif_store import Sif
+    from girder_worker_singularity.sif.store import Sif
 
 DESCRIPTION_TYPES = ("xml", "json", "yaml")
 DEFAULT_TYPE = "xml"

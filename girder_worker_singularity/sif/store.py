@@ -18,19 +18,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from .docker_engine import EngineImage, engine_image
-from .errors import (
+from girder_worker_singularity.errors import (
     ContainerError,
     ConversionStopped,
     ImageNotInStore,
@@ -39,18 +37,20 @@ from .errors import (
     SifDamaged,
     StoreNotWritable,
 )
-from .image_config import ImageConfig, image_config
-from .image_reference import ImageReference, parse_image_reference
-from .lease import Holder, Lease, LeaseHeld, LeaseLost
-from .registry_digest import registry_digest
-from .sif_convert import ConvertOptions, Source, convert, remove_dead_builds
-from .sif_file import SifContents, read_sif
+from girder_worker_singularity.image.config import ImageConfig, image_config
+from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
+from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost
+from girder_worker_singularity.sif.convert import ConvertOptions, Source, convert, remove_dead_builds
+from girder_worker_singularity.sif.file import SifContents, read_sif
+from girder_worker_singularity.sif.note import SifNote, fsync, note_path, read_note, write_note
+from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
+from girder_worker_singularity.source.registry_digest import registry_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .clock import Clock
-    from .command_runner import CommandRunner
+    from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.command_runner import CommandRunner
 
 logger = logging.getLogger(__name__)
 
@@ -108,19 +108,6 @@ class AskEngine(Protocol):
         """The image, or None."""
 
 
-@dataclass(frozen=True)
-class _Note:
-    """What stands beside a SIF."""
-
-    canonical: str
-    identity: str = ""
-    digest: str | None = None
-    image_id: str | None = None
-    source: str = ""
-    reference: str = ""
-    converted_at: float = 0.0
-
-
 class _Flight:
     """One `ensure` in progress, and those in this process who wait for the same image."""
 
@@ -174,7 +161,7 @@ class SifStore:
             contents = read_sif(path)
         except FileNotFoundError:  # removed since
             return None
-        note = _read_note(path)
+        note = read_note(path)
         digest = note.digest if note is not None and note.identity == contents.identity else None
         return _sif(path, reference, contents, digest or reference.digest)
 
@@ -293,7 +280,7 @@ class SifStore:
             return True
         if before is None or _identity(before.path) != _identity(present.path):
             return True  # made by somebody else while this one waited
-        note = _read_note(present.path)
+        note = read_note(present.path)
         if note is None or note.identity != _identity(present.path):
             return False
         engine = self._engine_image(present.reference)
@@ -314,7 +301,7 @@ class SifStore:
             temporary.touch()  # a store that cannot be written to is known before the long work
             temporary.unlink()
             note = self._convert(reference, temporary, tell, should_stop)
-            _fsync(temporary)
+            fsync(temporary)
             contents = read_sif(temporary)
             return self._publish(reference, temporary, contents, note, lease)
         except OSError as error:
@@ -328,7 +315,7 @@ class SifStore:
         temporary: Path,
         tell: Callable[[str], None],
         should_stop: Callable[[], bool] | None,
-    ) -> _Note:
+    ) -> SifNote:
         engine = self._engine_image(reference)
         if engine is not None:
             try:
@@ -338,10 +325,10 @@ class SifStore:
             except ContainerError as error:
                 tell(f"Not taken from the Docker engine: {error.what}")
             else:
-                return _Note(reference.canonical, "", engine.digest, engine.image_id, "docker-daemon")
+                return SifNote(reference.canonical, "", engine.digest, engine.image_id, "docker-daemon")
         digest = self._registry_digest(reference)
         self._run_convert(reference, temporary, "docker", tell, should_stop, digest)
-        return _Note(reference.canonical, "", digest, None, "docker")
+        return SifNote(reference.canonical, "", digest, None, "docker")
 
     def _run_convert(
         self,
@@ -365,10 +352,10 @@ class SifStore:
         )
 
     def _publish(
-        self, reference: ImageReference, temporary: Path, contents: SifContents, note: _Note, lease: Lease
+        self, reference: ImageReference, temporary: Path, contents: SifContents, note: SifNote, lease: Lease
     ) -> Sif:
         path = self._path_for_new(reference)
-        final = _Note(
+        final = SifNote(
             canonical=note.canonical,
             identity=contents.identity,
             digest=note.digest,
@@ -381,10 +368,10 @@ class SifStore:
         if _identity(path) is not None:
             # On a network file system a file that is replaced is torn away from who has it open on another host.
             os.link(path, self.root / f".old-{path.stem}~{uuid.uuid4().hex[:12]}.sif")
-        _write_note(path, final)
+        write_note(path, final)
         temporary.chmod(0o644)
         temporary.rename(path)
-        _fsync(self.root)
+        fsync(self.root)
         return _sif(path, reference, contents, note.digest, converted=True)
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -398,7 +385,7 @@ class SifStore:
         return other if other.exists() else None
 
     def _belongs(self, path: Path, reference: ImageReference) -> bool:
-        note = _read_note(path)
+        note = read_note(path)
         if note is not None:
             return note.canonical == reference.canonical
         pulled_from = _pulled_from(path)
@@ -412,7 +399,7 @@ class SifStore:
 
     def _path_for_new(self, reference: ImageReference) -> Path:
         plain = self.root / reference.sif_name
-        note = _read_note(plain)
+        note = read_note(plain)
         taken = note.canonical != reference.canonical if note is not None else plain.exists()
         if taken and not (plain.exists() and self._belongs(plain, reference)):
             return self.root / reference.unambiguous_sif_name
@@ -421,9 +408,9 @@ class SifStore:
     def _find_by_digest(self, reference: ImageReference) -> Sif | None:
         """A SIF that was made by tag and is of exactly this digest."""
         stem = ImageReference(reference.registry, reference.repository, None, None).sif_stem
-        for note_path in self.root.glob(f"{glob.escape(stem)}*.sif.json"):
-            path = note_path.with_suffix("")
-            note = _read_note(path)
+        for path_of_note in self.root.glob(f"{glob.escape(stem)}*.sif.json"):
+            path = path_of_note.with_suffix("")
+            note = read_note(path)
             if note is None or note.digest != reference.digest:
                 continue
             with contextlib.suppress(ImageReferenceInvalid, SifDamaged, FileNotFoundError):
@@ -445,11 +432,11 @@ class SifStore:
 
     def _claim(self, sif: Sif) -> None:
         """Note whose a SIF is that was put there by hand, so that no other image takes it for its own."""
-        if sif.path.name != sif.reference.sif_name or _note_path(sif.path).exists():
+        if sif.path.name != sif.reference.sif_name or note_path(sif.path).exists():
             return
-        note = _Note(sif.reference.canonical, source="put there by hand", reference=str(sif.reference))
+        note = SifNote(sif.reference.canonical, source="put there by hand", reference=str(sif.reference))
         with contextlib.suppress(OSError):  # a store that only can be read works as well
-            _write_note(sif.path, note, replace=False)
+            write_note(sif.path, note, replace=False)
 
     # -- surroundings -------------------------------------------------------------------------------------------
 
@@ -521,49 +508,3 @@ def _pulled_from(path: Path) -> ImageReference | None:
         return parse_image_reference(text) if text else None
     except (FileNotFoundError, SifDamaged, ImageReferenceInvalid):
         return None
-
-
-def _note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read_note(path: Path) -> _Note | None:
-    try:
-        values: Any = json.loads(_note_path(path).read_text(encoding="utf-8"))
-        canonical = values["canonical"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return _Note(
-        canonical=str(canonical),
-        identity=str(values.get("identity", "")),
-        digest=_text_or_none(values.get("digest")),
-        image_id=_text_or_none(values.get("image_id")),
-        source=str(values.get("source", "")),
-        reference=str(values.get("reference", "")),
-    )
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _write_note(path: Path, note: _Note, *, replace: bool = True) -> None:
-    temporary = path.with_name(f".tmp-{path.stem}~{uuid.uuid4().hex[:12]}.json")
-    temporary.write_text(json.dumps(asdict(note), indent=1) + "\n", encoding="utf-8")
-    try:
-        if replace:
-            _fsync(temporary)
-            temporary.rename(_note_path(path))
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, _note_path(path))
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from .errors import ImageReferenceInvalid
+from girder_worker_singularity.errors import ImageReferenceInvalid
 
 DEFAULT_REGISTRY = "docker.io"
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girder_worker_singularity.errors import ImageReferenceInvalid
-from girder_worker_singularity.image_reference import ImageReference, parse_image_reference
+from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

@@ -10,13 +10,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from .errors import ContainerError, EnvironmentInvalid
-from .mounts import Mount, csv_field, mount_argument
+from girder_worker_singularity.errors import ContainerError, EnvironmentInvalid
+from girder_worker_singularity.run.mounts import Mount, csv_field, mount_argument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .image_config import ImageConfig
+    from girder_worker_singularity.image.config import ImageConfig
 
 # What `apptainer run` starts; starting it with `exec` is the same, and then there is one form for all images.
 RUNSCRIPT = "/.singularity.d/runscript"

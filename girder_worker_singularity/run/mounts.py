@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import MountInvalid
+from girder_worker_singularity.errors import MountInvalid
 
 _MODES = frozenset(
     {"ro", "rw", "z", "Z", "cached", "delegated", "consistent", "rprivate", "rshared", "rslave"}

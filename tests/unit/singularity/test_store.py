@@ -5,7 +5,6 @@ import threading
 
 import pytest
 
-from girder_worker_singularity.docker_engine import EngineImage
 from girder_worker_singularity.errors import (
     ConversionFailed,
     ConversionStopped,
@@ -15,8 +14,9 @@ from girder_worker_singularity.errors import (
     SifDamaged,
     StoreNotWritable,
 )
-from girder_worker_singularity.sif_convert import ConvertOptions
-from girder_worker_singularity.sif_store import SifStore, StoreOptions
+from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
+from girder_worker_singularity.source.docker_engine import EngineImage
 from girder_worker_singularity.testing import FakeClock
 from tests.support.sif_files import FakeApptainer, sif_bytes
 

@@ -1,0 +1,1 @@
+"""Containers: what to run, as arguments of Apptainer."""
