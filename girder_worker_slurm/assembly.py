@@ -29,6 +29,7 @@ from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import Services, StoryRules
+from girder_worker_slurm.job.slurm_runner import SlurmCommandRunner
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
@@ -71,18 +72,38 @@ def make_cluster(settings: Settings, runner: CommandRunner, clock: Clock) -> Clu
     return CommandCluster(runner, clock, CallBudget(slurm.commands_per_second, clock), options)
 
 
-def make_images(settings: Settings, runner: CommandRunner, clock: Clock) -> SifStore:
-    """The store of SIFs."""
+def make_conversions(
+    settings: Settings, cluster: Cluster, clock: Clock, prefix: str
+) -> SlurmCommandRunner | None:
+    """Where images are converted, if that is not this machine."""
+    if not settings.slurm.convert_images:
+        return None
+    return SlurmCommandRunner(
+        cluster,
+        clock,
+        settings.jobs_root / "tmp" / "commands",
+        token_prefix=prefix,
+        options=tuple({**dict(slurm_options(settings)), **settings.slurm.convert_options}.items()),
+        scratch_variables=("TMPDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR"),
+    )
+
+
+def make_images(
+    settings: Settings, runner: CommandRunner, clock: Clock, conversions: CommandRunner | None = None
+) -> SifStore:
+    """The store of SIFs; `conversions` is where they are made, if not where `runner` runs programs."""
     singularity = settings.singularity
     convert = ConvertOptions(
         apptainer=singularity.apptainer,
-        tmp_dir=singularity.tmp_dir,
+        # What accompanies a conversion on a node must be seen there; it unpacks in a directory of the node.
+        tmp_dir=singularity.tmp_dir if conversions is None else settings.jobs_root / "tmp",
+        ask_version=conversions is None,
         cache_dir=singularity.cache_dir,
         plain_http_registries=tuple(singularity.plain_http_registries),
         timeout_seconds=singularity.convert_timeout_seconds,
     )
     options = StoreOptions(convert=convert, minimum_free_bytes=singularity.min_free_bytes)
-    return SifStore(settings.sif_image_path, runner, clock, options)
+    return SifStore(settings.sif_image_path, runner, clock, options, build_runner=conversions)
 
 
 def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
@@ -105,6 +126,7 @@ class SlurmWorker:
     unhandled: UnhandledMessages
     lease: Lease
     retention: Retention
+    conversions: SlurmCommandRunner | None
     _consumers: ConsumerSwitch
 
     def start(self) -> None:
@@ -135,6 +157,8 @@ class SlurmWorker:
                 for record in self.root.orphaned_records(self.clock):
                     self.supervisor.accept(record)
                 self.retention.remove_old()
+                if self.conversions is not None:
+                    self.conversions.end_abandoned()
             except LeaseLost:
                 # Others saw this worker stand still and carry its jobs now; two must not work under one name.
                 logger.critical(
@@ -208,19 +232,21 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     runs.prepare()
     lease = root.lease(clock)
     updates = JobUpdates()
+    cluster = make_cluster(settings, runner, clock)
+    conversions = make_conversions(settings, cluster, clock, prefix)
     services = Services(
         celery_app=app,
         clock=clock,
         runner=runner,
-        cluster=make_cluster(settings, runner, clock),
+        cluster=cluster,
         direct=DirectCluster(runner, clock, limit_seconds=settings.slurm.direct_limit_seconds),
         runs=runs,
-        images=make_images(settings, runner, clock),
+        images=make_images(settings, runner, clock, conversions),
         updates=updates,
         results=CeleryResults(app),
         is_revoked=_is_revoked,
         keep_unhandled=root.keep_unhandled,
-        live_tokens=root.live_tokens,
+        live_tokens=lambda: root.live_tokens() | (conversions.tokens() if conversions else set()),
     )
     story = JobStory(services, _story_rules(settings, prefix))
     supervisor = Supervisor(services, story, _supervisor_rules(settings, prefix), on_ended=root.end)
@@ -243,7 +269,9 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     retention = Retention(
         root, runs, clock, keep_days=settings.jobs.keep_days, keep_failed_days=settings.jobs.keep_failed_days
     )
-    return SlurmWorker(settings, root, clock, supervisor, intake, unhandled, lease, retention, consumers)
+    return SlurmWorker(
+        settings, root, clock, supervisor, intake, unhandled, lease, retention, conversions, consumers
+    )
 
 
 def _story_rules(settings: Settings, prefix: str) -> StoryRules:

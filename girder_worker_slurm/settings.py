@@ -169,6 +169,14 @@ class SlurmSection(BaseModel):
         30.0,
         "Time limit of runs that a form in Girder waits for (datalists); they run on the worker's own host.",
     )
+    convert_images: bool = _setting(
+        False,
+        "Convert images in Slurm jobs, for login nodes that forbid long work, instead of on the worker's machine.",
+    )
+    convert_options: dict[str, str] = _setting(
+        {},
+        "sbatch options of such a conversion, in the section [slurm.convert_options], besides those of every job.",
+    )
     event_grace_seconds: float = _setting(
         5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
     )
