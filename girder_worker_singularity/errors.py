@@ -3,6 +3,7 @@
 One class per thing a person would do differently::
 
     ContainerError
+    ├── SettingsInvalid           a setting is wrong: file, line and what is allowed
     ├── ImageReferenceInvalid     the text is not an image reference
     ├── MountInvalid              a volume cannot be mounted as asked
     ├── EnvironmentInvalid        a variable cannot be handed to a container
@@ -42,6 +43,12 @@ class ContainerError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} {self.remedy}".strip()
+
+
+class SettingsInvalid(ContainerError):
+    """A setting is unknown or has a wrong value."""
+
+    remedy = "Correct it there."
 
 
 class ImageReferenceInvalid(ContainerError):

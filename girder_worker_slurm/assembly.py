@@ -10,11 +10,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from girder_worker_singularity.assembly import make_store
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
-from girder_worker_singularity.sif.convert import ConvertOptions
-from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.lease import Lease
+    from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.interface import Cluster
 
 logger = logging.getLogger(__name__)
@@ -73,16 +73,7 @@ def make_cluster(settings: Settings, runner: CommandRunner, clock: Clock) -> Clu
 
 def make_images(settings: Settings, runner: CommandRunner, clock: Clock) -> SifStore:
     """The store of SIFs."""
-    singularity = settings.singularity
-    convert = ConvertOptions(
-        apptainer=singularity.apptainer,
-        tmp_dir=singularity.tmp_dir,
-        cache_dir=singularity.cache_dir,
-        plain_http_registries=tuple(singularity.plain_http_registries),
-        timeout_seconds=singularity.convert_timeout_seconds,
-    )
-    options = StoreOptions(convert=convert, minimum_free_bytes=singularity.min_free_bytes)
-    return SifStore(settings.sif_image_path, runner, clock, options)
+    return make_store(settings.singularity, settings.sif_image_path, runner, clock)
 
 
 def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
