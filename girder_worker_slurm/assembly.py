@@ -10,11 +10,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from girder_worker_singularity.assembly import make_store
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
-from girder_worker_singularity.sif.convert import ConvertOptions
-from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.lease import Lease
+    from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.interface import Cluster
 
 logger = logging.getLogger(__name__)
@@ -92,18 +92,11 @@ def make_images(
     settings: Settings, runner: CommandRunner, clock: Clock, conversions: CommandRunner | None = None
 ) -> SifStore:
     """The store of SIFs; `conversions` is where they are made, if not where `runner` runs programs."""
-    singularity = settings.singularity
-    convert = ConvertOptions(
-        apptainer=singularity.apptainer,
-        # What accompanies a conversion on a node must be seen there; it unpacks in a directory of the node.
-        tmp_dir=singularity.tmp_dir if conversions is None else settings.jobs_root / "tmp",
-        ask_version=conversions is None,
-        cache_dir=singularity.cache_dir,
-        plain_http_registries=tuple(singularity.plain_http_registries),
-        timeout_seconds=singularity.convert_timeout_seconds,
-    )
-    options = StoreOptions(convert=convert, minimum_free_bytes=singularity.min_free_bytes)
-    return SifStore(settings.sif_image_path, runner, clock, options, build_runner=conversions)
+    if conversions is None:
+        return make_store(settings.singularity, settings.sif_image_path, runner, clock)
+    # What accompanies a conversion on a node must be seen there; it unpacks in a directory of the node.
+    section = settings.singularity.model_copy(update={"tmp_dir": settings.jobs_root / "tmp"})
+    return make_store(section, settings.sif_image_path, runner, clock, build_runner=conversions)
 
 
 def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:

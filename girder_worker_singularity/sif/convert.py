@@ -135,7 +135,7 @@ def source_uri(reference: ImageReference, source: Source, *, digest: str | None 
         return f"docker-daemon:{reference}{tag}"
     if digest is not None:
         return f"docker://{reference.canonical_repository}@{digest}"
-    return reference.docker_uri
+    return reference.uri
 
 
 def build_environment(options: ConvertOptions, build_dir: Path) -> dict[str, str]:
