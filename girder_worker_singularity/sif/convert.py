@@ -297,21 +297,24 @@ class _Conversion:
         return without_secrets(text, self.account.secret_words)
 
 
-def verify_signature(path: Path, *, runner: CommandRunner, options: ConvertOptions) -> None:
+def verify_signature(
+    reference: ImageReference, path: Path, *, runner: CommandRunner, options: ConvertOptions
+) -> None:
     """Nothing, or SignatureInvalid if the SIF is not signed by a key in the keyring of the worker's user.
 
     Only keys that are here count: on a key server anybody can put one.
     """
     try:
         argv = (options.apptainer, "verify", "--local", str(path))
-        result = runner.run(argv, timeout_seconds=_VERIFY_TIMEOUT_SECONDS)
+        environment = {**os.environ, **options.environment}
+        result = runner.run(argv, timeout_seconds=_VERIFY_TIMEOUT_SECONDS, env=environment)
     except CommandNotFound as error:
         raise _missing(error) from error
     except CommandTimeout as error:
         raise ConversionTimeout(str(error)) from error
     if result.returncode != 0:
         raise SignatureInvalid(
-            f"The signature of {path} is not accepted. {_shown(result.stdout + result.stderr)}"
+            f"The signature of the SIF of {reference} is not accepted. {_shown(result.stdout + result.stderr)}"
         )
 
 

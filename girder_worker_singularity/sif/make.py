@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: No other place would help.
 _FINAL = (ConversionStopped, NotEnoughSpace, ProgramMissing, SignatureInvalid, StoreNotWritable)
+#: An administrator put it there to be used: what is wrong with it must not be hidden by what a registry says.
+_PLACED = frozenset({"sandbox", "docker-archive", "oci-archive", "oci"})
 _SPOKEN = {"docker-daemon": "the Docker engine", "docker": "the registry", "oras": "the registry"}
 
 
@@ -62,6 +64,8 @@ class SifMaker:
             except _FINAL:
                 raise
             except ContainerError as error:
+                if origin.source in _PLACED:
+                    raise
                 failure = error
                 tell(f"Not taken from {_SPOKEN.get(origin.source, origin.uri)}: {error.what}")
         raise failure or ImageNotFound(
@@ -77,9 +81,9 @@ class SifMaker:
             return note.digest == origin.digest if origin.digest is not None else None
         return None
 
-    def verify(self, path: Path) -> None:
+    def verify(self, reference: ImageReference, path: Path) -> None:
         """Nothing, or SignatureInvalid."""
-        verify_signature(path, runner=self._runner, options=self._options)
+        verify_signature(reference, path, runner=self._runner, options=self._options)
 
     def _take(
         self,
@@ -104,7 +108,7 @@ class SifMaker:
         verified = ""
         if origin.holds_sif and self._verify_signatures:
             try:
-                self.verify(temporary)
+                self.verify(reference, temporary)
                 verified = read_sif(temporary).identity
             except ContainerError:
                 temporary.unlink(missing_ok=True)

@@ -229,7 +229,7 @@ class SifStore:
         self._claim(sif)
         if not self._is_trusted(sif.path):
             identity = _identity(sif.path)
-            self._maker.verify(sif.path)
+            self._maker.verify(sif.reference, sif.path)
             note = read_note(sif.path)
             if note is not None and identity is not None and identity == _identity(sif.path):
                 with contextlib.suppress(OSError):  # then it is checked again the next time

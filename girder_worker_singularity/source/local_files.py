@@ -34,8 +34,10 @@ def archive_origin(directory: Path, reference: ImageReference) -> Origin | None:
     if (layout / "oci-layout").is_file():
         with contextlib.suppress(OSError):
             index = _checked_index((layout / "index.json").read_bytes(), layout)
-            name, digest = _chosen(index, layout, reference)
-            return Origin("oci", f"oci:{layout}{name}", digest=digest, stamp=f"oci {digest}")
+            digest = _chosen(index, layout, reference)
+            # `oci:PATH:TAG` is not understood ("stat two:1/index.json: no such file", Apptainer 1.4.5).
+            inside = f"@{digest}" if len(index) > 1 else ""
+            return Origin("oci", f"oci:{layout}{inside}", digest=digest, stamp=f"oci {digest}")
         raise ConversionFailed(f"{layout / 'index.json'} cannot be read.")
     return None
 
@@ -68,8 +70,14 @@ def _from_archive(archive: Path, reference: ImageReference) -> Origin:
         raise ConversionFailed(f"The archive {archive} of {reference} cannot be read: {error}.") from error
     if index is None:
         raise ConversionFailed(f"The archive {archive} of {reference} is neither of Docker nor of OCI.")
-    name, digest = _chosen(_checked_index(index, archive), archive, reference)
-    return Origin("oci-archive", f"oci-archive:{archive}{name}", digest=digest, stamp=stamp)
+    manifests = _checked_index(index, archive)
+    if len(manifests) > 1:
+        raise ConversionFailed(
+            f"The archive {archive} holds {len(manifests)} images.",
+            remedy="Apptainer takes archives of one image: unpack it, and place it as an OCI layout.",
+        )
+    digest = _chosen(manifests, archive, reference)
+    return Origin("oci-archive", f"oci-archive:{archive}", digest=digest, stamp=stamp)
 
 
 def _checked_index(content: bytes, where: Path) -> list[dict[str, Any]]:
@@ -82,21 +90,20 @@ def _checked_index(content: bytes, where: Path) -> list[dict[str, Any]]:
     raise ConversionFailed(f"The index of {where} is not that of an OCI image.")
 
 
-def _chosen(
-    manifests: list[dict[str, Any]], where: Path, reference: ImageReference
-) -> tuple[str, str | None]:
-    """How the image is named inside, with its colon, and its digest."""
-    entry, name = None, ""
-    if len(manifests) == 1:
-        entry = manifests[0]
-    for candidate in manifests if entry is None else ():
-        inside = str((candidate.get("annotations") or {}).get(_REF_NAME, ""))
-        if inside in (reference.tag or "latest", str(reference), reference.canonical):
-            entry, name = candidate, f":{inside}"
-    if entry is None:
+def _chosen(manifests: list[dict[str, Any]], where: Path, reference: ImageReference) -> str | None:
+    """The digest of the image inside that is meant: the only one, or the one with its name."""
+    names = (reference.tag or "latest", str(reference), reference.canonical)
+    fitting = [
+        entry
+        for entry in manifests
+        if len(manifests) == 1 or (entry.get("annotations") or {}).get(_REF_NAME) in names
+    ]
+    if not fitting:
         raise ConversionFailed(f"{where} holds {len(manifests)} images, and none is named {reference}.")
-    digest = entry.get("digest")
+    digest = fitting[0].get("digest")
     digest = digest if isinstance(digest, str) else None
+    if digest is None and len(manifests) > 1:
+        raise ConversionFailed(f"{where} does not say which digest {reference} has.")
     if reference.digest is not None and digest is not None and digest != reference.digest:
         raise ConversionFailed(f"{where} holds {digest}, not {reference}.")
-    return name, digest
+    return digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,5 +38,10 @@ class Proxies:
 
     @property
     def secret_words(self) -> tuple[str, ...]:
-        """The passwords in their addresses."""
-        return tuple(word for address in (self.http, self.https) if (word := urlsplit(address).password))
+        """The passwords in their addresses, as they are written there and as they are meant."""
+        words = []
+        for address in (self.http, self.https):
+            user_part = address.rpartition("@")[0].rpartition("/")[2]
+            password = user_part.partition(":")[2]
+            words += [password, unquote(password)] if password else []
+        return tuple(words)

@@ -157,7 +157,7 @@ def test_a_signature_that_is_not_accepted_says_why(tmp_path):
     text = "FATAL:   Failed to verify container: integrity: signature not found for object group 1"
     runner = FakeCommandRunner({"apptainer": FakeAnswer(returncode=255, stderr=text)})
     with pytest.raises(SignatureInvalid, match="signature not found"):
-        verify_signature(tmp_path / "x.sif", runner=runner, options=ConvertOptions())
+        verify_signature(IMAGE, tmp_path / "x.sif", runner=runner, options=ConvertOptions())
     assert runner.calls[0].argv == ("apptainer", "verify", "--local", str(tmp_path / "x.sif"))
 
 

@@ -118,7 +118,7 @@ def test_of_several_images_in_a_layout_the_tag_is_taken(site):
     ]
     layout = site.put_layout(manifests=entries)
     assert site.site_store().ensure(IMAGE).digest == DIGEST
-    assert site.sources_used() == [f"oci:{layout}:1"]
+    assert site.sources_used() == [f"oci:{layout}@{DIGEST}"]
 
 
 @pytest.mark.parametrize("manifests", [[], [{}, {}], "x", [1]])
@@ -162,18 +162,20 @@ def test_places_are_asked_in_their_order(site):
     assert site.sources_used() == ["docker://docker.io/team/tool:1", "docker-daemon:team/tool:1"]
 
 
-def test_a_place_that_fails_is_followed_by_the_next(site):
+def test_what_an_administrator_placed_and_cannot_be_converted_is_an_error(site):
     site.put_archive(MANIFEST)
+    site.registry[IMAGE] = DIGEST
     site.apptainer.failure = "FATAL: no such thing"
+    with pytest.raises(ConversionFailed, match="no such thing"):
+        site.site_store().ensure(IMAGE)
+    assert len(site.sources_used()) == 1
 
-    def only_the_archive_fails():
-        if site.apptainer.builds[-1].argv[-1].startswith("docker://"):
-            site.apptainer.failure = None
 
-    site.apptainer.on_build = only_the_archive_fails
-    lines = []
-    assert site.site_store().ensure(IMAGE, on_progress=lines.append).converted
-    assert any("team_tool_1.tar" in line for line in lines)
+def test_an_archive_of_several_images_says_what_to_do(site):
+    manifests = [{"digest": DIGEST}, {"digest": OTHER_DIGEST}]
+    site.put_archive(("index.json", json.dumps({"manifests": manifests})))
+    with pytest.raises(ConversionFailed, match="OCI layout"):
+        site.site_store().ensure(IMAGE)
 
 
 def test_without_any_place_that_has_it_the_image_is_not_found(site):
