@@ -38,7 +38,7 @@ def archive_origin(directory: Path, reference: ImageReference) -> Origin | None:
             # `oci:PATH:TAG` is not understood ("stat two:1/index.json: no such file", Apptainer 1.4.5).
             inside = f"@{digest}" if len(index) > 1 else ""
             return Origin("oci", f"oci:{layout}{inside}", digest=digest, stamp=f"oci {digest}")
-        raise ConversionFailed(f"{layout / 'index.json'} cannot be read.")
+        raise _unusable(f"{layout / 'index.json'} cannot be read.")
     return None
 
 
@@ -67,9 +67,9 @@ def _from_archive(archive: Path, reference: ImageReference) -> Origin:
                     file = tar.extractfile(member)
                     index = file.read() if file is not None else None
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise ConversionFailed(f"The archive {archive} of {reference} cannot be read: {error}.") from error
+        raise _unusable(f"The archive {archive} of {reference} cannot be read: {error}.") from error
     if index is None:
-        raise ConversionFailed(f"The archive {archive} of {reference} is neither of Docker nor of OCI.")
+        raise _unusable(f"The archive {archive} of {reference} is neither of Docker nor of OCI.")
     manifests = _checked_index(index, archive)
     if len(manifests) > 1:
         raise ConversionFailed(
@@ -87,7 +87,7 @@ def _checked_index(content: bytes, where: Path) -> list[dict[str, Any]]:
             return manifests
     except (ValueError, KeyError, TypeError):
         pass
-    raise ConversionFailed(f"The index of {where} is not that of an OCI image.")
+    raise _unusable(f"The index of {where} is not that of an OCI image.")
 
 
 def _chosen(manifests: list[dict[str, Any]], where: Path, reference: ImageReference) -> str | None:
@@ -99,11 +99,17 @@ def _chosen(manifests: list[dict[str, Any]], where: Path, reference: ImageRefere
         if len(manifests) == 1 or (entry.get("annotations") or {}).get(_REF_NAME) in names
     ]
     if not fitting:
-        raise ConversionFailed(f"{where} holds {len(manifests)} images, and none is named {reference}.")
+        raise _unusable(f"{where} holds {len(manifests)} images, and none is named {reference}.")
     digest = fitting[0].get("digest")
     digest = digest if isinstance(digest, str) else None
     if digest is None and len(manifests) > 1:
-        raise ConversionFailed(f"{where} does not say which digest {reference} has.")
+        raise _unusable(f"{where} does not say which digest {reference} has.")
     if reference.digest is not None and digest is not None and digest != reference.digest:
-        raise ConversionFailed(f"{where} holds {digest}, not {reference}.")
+        raise _unusable(f"{where} holds {digest}, not {reference}.")
     return digest
+
+
+def _unusable(what: str) -> ConversionFailed:
+    return ConversionFailed(
+        what, remedy="Replace it, or take it away to have the image taken from elsewhere."
+    )
