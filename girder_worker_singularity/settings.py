@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator, model_validator
 
+from girder_worker_singularity.image.pull_names import PullNames
 from girder_worker_singularity.settings_file import read_values, setting, settings_files
 
 if TYPE_CHECKING:
@@ -31,7 +32,70 @@ class SingularitySection(BaseModel):
         "apptainer",
         "The apptainer (or singularity) program, by name or absolute path, here and on the nodes.",
     )
+    pull_policy: Literal["", "always", "if-not-present", "if-newer", "never"] = setting(
+        "",
+        "When an image is made anew, whatever a task asks: `always` (unless it is known to be current), `if-not-present`,"
+        " `if-newer` (only if the tag is known to have moved), `never` (only what is in the store). Empty: as the task says.",
+        env=("GIRDER_WORKER_SINGULARITY_PULL_POLICY",),
+    )
+    sources: list[Literal["sandbox", "archive", "docker-daemon", "registry"]] = setting(
+        ["sandbox", "archive", "docker-daemon", "registry"],
+        "Where images are taken from that have no SIF, in this order: a `sandbox` directory in the store, an `archive` in"
+        " `archive_dir`, this machine's Docker engine, a registry.",
+    )
+    archive_dir: Path | None = setting(
+        None,
+        "Directory of archives (docker save, oci-archive: `NAME.tar`) and OCI layouts (`NAME`). Empty: none.",
+    )
+    schemes: list[Literal["oras", "library"]] = setting(
+        [], "Schemes that a task's image may have besides docker: `oras`, `library`."
+    )
+    default_registry: str = setting(
+        "",
+        "Registry of names that have none, as host:port. Empty: Docker Hub.",
+        env=("JARVICE_SYSTEM_REGISTRY",),
+    )
+    repository_base: str = setting(
+        "", "Path put before names that have neither registry nor path.", env=("JARVICE_SYSTEM_REPO_BASE",)
+    )
+    default_tag: str = setting(
+        "", "Tag of names that have neither registry nor tag. Empty: latest.", env=("JARVICE_IMAGES_TAG",)
+    )
+    registry_map: dict[str, str] = setting(
+        {},
+        "Mirrors, `prefix = mirror`, in the section [singularity.registry_map]: what begins with registry (and path) on the"
+        " left is pulled from the right. The longest prefix counts; the SIF's name stays.",
+    )
     plain_http_registries: list[str] = setting([], "Registries spoken to without TLS, as host:port.")
+    auth_map: Path | None = setting(
+        None,
+        "File of mode 0600 with accounts: JSON, registry → `username` and `password`. It wins over all others.",
+        env=("GIRDER_WORKER_SINGULARITY_AUTH_MAP",),
+    )
+    docker_username: SecretStr = setting(
+        SecretStr(""),
+        "User at `default_registry` (or Docker Hub); plain, or this and the password in base64.",
+        env=("JARVICE_DOCKER_USERNAME",),
+    )
+    docker_password: SecretStr = setting(
+        SecretStr(""), "Password of `docker_username`.", env=("JARVICE_DOCKER_PASSWORD",)
+    )
+    http_proxy: SecretStr = setting(
+        SecretStr(""), "Proxy for registries without TLS. Empty: as the worker's environment says."
+    )
+    https_proxy: SecretStr = setting(
+        SecretStr(""), "Proxy for registries with TLS. Empty: as the worker's environment says."
+    )
+    no_proxy: str = setting("", "Hosts and domains reached without a proxy, joined by commas.")
+    allow_images: list[str] = setting(
+        [],
+        "Patterns (`*`, `?`) for full names, as `docker.io/team/*`; only images that fit one are allowed. Empty: all.",
+    )
+    deny_images: list[str] = setting([], "Patterns for full names; images that fit one are refused. Wins.")
+    verify_signatures: bool = setting(
+        False,
+        "Whether a SIF made elsewhere (by hand, oras, library) must be signed by a key in the keyring of the worker's user.",
+    )
     tmp_dir: Path | None = setting(
         None,
         "Where images are unpacked for conversion. Empty: the system's temporary directory (TMPDIR), often small.",
@@ -44,6 +108,24 @@ class SingularitySection(BaseModel):
     run_options: dict[str, Any] = setting(
         {}, "Docker run options for every container, as JSON.", env=("GIRDER_WORKER_DOCKER_RUN_OPTIONS",)
     )
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> SingularitySection:
+        _ = self.pull_names
+        return self
+
+    @property
+    def pull_names(self) -> PullNames:
+        """How names are completed and redirected; raises SettingsInvalid."""
+        return PullNames(self.default_registry, self.repository_base, self.default_tag, self.registry_map)
+
+    @field_validator("archive_dir")
+    @classmethod
+    def _plain_path(cls, value: Path | None) -> Path | None:
+        if value is not None and (not value.is_absolute() or ":" in str(value)):
+            msg = "must be absolute and without a colon, which Apptainer takes for the end of the path"
+            raise ValueError(msg)
+        return value
 
     @field_validator("run_options", mode="before")
     @classmethod

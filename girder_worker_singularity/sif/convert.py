@@ -1,4 +1,7 @@
-"""One image → one SIF file, with `apptainer build`; Apptainer's failures become errors here and nowhere else."""
+"""One image → one SIF file, with Apptainer; Apptainer's failures become errors here and nowhere else.
+
+An image is converted with `apptainer build`; a SIF that lies in a registry or library is fetched with `apptainer pull`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import (
     CommandNotFound,
@@ -28,21 +31,27 @@ from girder_worker_singularity.errors import (
     ProgramMissing,
     RegistryRefused,
     RegistryUnreachable,
+    SignatureInvalid,
     StoreNotWritable,
 )
 from girder_worker_singularity.lease import Holder, read_holder, write_holder
+from girder_worker_singularity.source.credentials import ACCOUNT_VARIABLES, authfile_text, without_secrets
+from girder_worker_singularity.source.origin import REMOTE, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from girder_worker_singularity.image.reference import ImageReference
-
-Source = Literal["docker", "docker-daemon"]
+    from girder_worker_singularity.source.credentials import Credentials
 
 BUILD_DIRECTORY_PREFIX = "girder-sif-"
 _OWNER_FILE = "owner.json"
+_AUTH_FILE = "auth.json"
 _VERSION = re.compile(r"^(apptainer|singularity|singularity-ce)\s+version\s+(\d+)\.(\d+)", re.IGNORECASE)
 _VERSION_TIMEOUT_SECONDS = 60.0
+_VERIFY_TIMEOUT_SECONDS = 1800.0  # it reads the whole file
+_ALIASES = ("JARVICE_DOCKER_USERNAME", "JARVICE_DOCKER_PASSWORD")
+"""Of the worker's own settings; no program needs them."""
 _LAST_LINES = 12
 # Level 3: 202 s instead of gzip's 579 s for a 1.5 GB image, at the same size.
 _FAST_COMPRESSION = "-comp zstd -Xcompression-level 3"
@@ -69,73 +78,78 @@ class ConvertOptions:
     ask_version: bool = True
     """Ask for that version first; else zstd is tried and, where it is refused, done without."""
     authfile: Path | None = None
-    """Credentials as Docker writes them (config.json)."""
+    """Credentials as Docker writes them (config.json), for registries that have no other."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for Apptainer in addition to the worker's own environment."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """With what a registry is asked, and what must be in no text because of it."""
+
+    credentials: Credentials | None = None
+    secret_words: tuple[str, ...] = field(default=(), repr=False)
 
 
 def convert(
     reference: ImageReference,
     destination_tmp: Path,
     *,
-    source: Source,
+    origin: Origin,
     runner: CommandRunner,
     options: ConvertOptions,
+    account: Account | None = None,
     on_progress: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    digest: str | None = None,
 ) -> None:
     """Make a SIF of the image at `destination_tmp`; nothing is left there after an error.
 
-    A `digest` pins what is pulled from a registry, so that what was looked up is what is converted.
+    The credentials reach Apptainer in a file of mode 0600 that goes with the build directory.
     """
     zstd = options.mksquashfs_zstd
     if zstd is None:
-        zstd = not options.ask_version or supports_zstd(_apptainer_version(runner, options))
-    try:
-        _build(
-            reference, destination_tmp, source, runner, options, on_progress, should_stop, digest, zstd=zstd
+        zstd = not origin.holds_sif and (
+            not options.ask_version or supports_zstd(_apptainer_version(runner, options))
         )
+    one = _Conversion(
+        reference,
+        destination_tmp,
+        origin,
+        runner,
+        options,
+        account or Account(),
+        on_progress or _ignore,
+        should_stop,
+    )
+    try:
+        one.run(zstd=zstd)
     except ConversionFailed as error:
         if not (zstd and options.mksquashfs_zstd is None and _COMPRESSION_REFUSED.search(error.what)):
             raise
-        # A mksquashfs that was built without zstd.
-        _build(
-            reference, destination_tmp, source, runner, options, on_progress, should_stop, digest, zstd=False
-        )
+        one.run(zstd=False)  # a mksquashfs that was built without zstd
 
 
 def build_argv(
-    reference: ImageReference,
+    origin: Origin,
     destination: Path,
     *,
-    source: Source,
     options: ConvertOptions,
     zstd: bool,
-    digest: str | None = None,
+    authfile: Path | None = None,
 ) -> tuple[str, ...]:
     """The command line that makes the SIF. Pure."""
-    argv = [options.apptainer, "build", "--force"]
+    argv = [options.apptainer, "pull" if origin.holds_sif else "build", "--force"]
     if options.cache_dir is None:
         argv.append("--disable-cache")
-    if zstd:
+    if zstd and not origin.holds_sif:
         argv += ["--mksquashfs-args", _FAST_COMPRESSION]
-    if options.authfile is not None:
-        argv += ["--authfile", str(options.authfile)]
-    if source == "docker" and reference.canonical_registry in options.plain_http_registries:
-        argv.append("--no-https")
-    return (*argv, str(destination), source_uri(reference, source, digest=digest))
-
-
-def source_uri(reference: ImageReference, source: Source, *, digest: str | None = None) -> str:
-    """Where Apptainer finds the image. Pure."""
-    if source == "docker-daemon":
-        # The engine knows images by the names they were given there, and wants a tag.
-        tag = "" if reference.tag or reference.digest else ":latest"
-        return f"docker-daemon:{reference}{tag}"
-    if digest is not None:
-        return f"docker://{reference.canonical_repository}@{digest}"
-    return reference.uri
+    if origin.source in REMOTE:
+        authfile = authfile or options.authfile
+        if authfile is not None:
+            argv += ["--authfile", str(authfile)]
+        if origin.registry in options.plain_http_registries:
+            argv.append("--no-https")
+    return (*argv, str(destination), origin.uri)
 
 
 def build_environment(options: ConvertOptions, build_dir: Path) -> dict[str, str]:
@@ -156,13 +170,12 @@ def supports_zstd(version_text: str) -> bool:
     return match is not None and match[1].lower() == "apptainer" and (int(match[2]), int(match[3])) >= (1, 4)
 
 
-def conversion_error(reference: ImageReference, output: str) -> ContainerError:
-    """What Apptainer's output says went wrong. Pure."""
+def conversion_error(reference: ImageReference, output: str, *, registry: str = "") -> ContainerError:
+    """What Apptainer's output says went wrong with this registry, or the one the reference names. Pure."""
+    registry = registry or reference.canonical_registry
     for pattern, kind, what in _FAILURES:
         if pattern.search(output):
-            return kind(
-                f"{what.format(image=reference, registry=reference.canonical_registry)} {_shown(output)}"
-            )
+            return kind(f"{what.format(image=reference, registry=registry)} {_shown(output)}")
     return ConversionFailed(f"Apptainer could not convert {reference}. {_shown(output)}")
 
 
@@ -224,45 +237,93 @@ def _end_processes_that_work_in(build_dir: Path) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def _build(
-    reference: ImageReference,
-    destination_tmp: Path,
-    source: Source,
-    runner: CommandRunner,
-    options: ConvertOptions,
-    on_progress: Callable[[str], None] | None,
-    should_stop: Callable[[], bool] | None,
-    digest: str | None,
-    *,
-    zstd: bool,
+@dataclass(frozen=True)
+class _Conversion:
+    reference: ImageReference
+    destination_tmp: Path
+    origin: Origin
+    runner: CommandRunner
+    options: ConvertOptions
+    account: Account
+    on_progress: Callable[[str], None]
+    should_stop: Callable[[], bool] | None
+
+    def run(self, *, zstd: bool) -> None:
+        """Makes the SIF in a build directory of its own."""
+        options, destination_tmp = self.options, self.destination_tmp
+        build_dir = _new_build_dir(options)
+        try:
+            authfile = self._write_authfile(build_dir)
+            result = self.runner.stream(
+                build_argv(self.origin, destination_tmp, options=options, zstd=zstd, authfile=authfile),
+                timeout_seconds=options.timeout_seconds,
+                on_line=lambda line: self.on_progress(self._clean(line)),
+                env=self._environment(build_dir),
+                should_stop=self.should_stop,
+            )
+        except CommandTimeout as error:
+            _discard(destination_tmp)
+            raise ConversionTimeout(
+                f"Converting {self.reference} took more than {options.timeout_seconds:g} s. "
+                f"{_shown(self._clean(error.stdout))}"
+            ) from None  # which holds all of the output
+        except CommandStopped:
+            _discard(destination_tmp)
+            raise ConversionStopped(f"Converting {self.reference} was stopped.") from None
+        except CommandNotFound as error:
+            raise _missing(error) from error
+        except BaseException:
+            _discard(destination_tmp)
+            raise
+        finally:
+            _remove_tree(build_dir)
+        if result.returncode != 0 or not _has_content(destination_tmp):
+            _discard(destination_tmp)
+            raise conversion_error(self.reference, self._clean(result.stdout), registry=self.origin.registry)
+
+    def _write_authfile(self, build_dir: Path) -> Path | None:
+        if self.account.credentials is None:
+            return None
+        path = build_dir / _AUTH_FILE
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(authfile_text(self.origin.registry, self.account.credentials))
+        except OSError as error:
+            raise StoreNotWritable(f"{path} cannot be written: {error.strerror}.") from error
+        return path
+
+    def _environment(self, build_dir: Path) -> dict[str, str]:
+        environment = {**os.environ, **build_environment(self.options, build_dir)}
+        if self.account.credentials is not None or self.origin.source not in REMOTE:
+            for name in ACCOUNT_VARIABLES:  # which would win over the file
+                environment.pop(name, None)
+        for name in _ALIASES:
+            environment.pop(name, None)
+        return environment
+
+    def _clean(self, text: str) -> str:
+        return without_secrets(text, self.account.secret_words)
+
+
+def verify_signature(
+    reference: ImageReference, path: Path, *, runner: CommandRunner, options: ConvertOptions
 ) -> None:
-    build_dir = _new_build_dir(options)
+    """Nothing, or SignatureInvalid if the SIF is not signed by a key in the keyring of the worker's user.
+
+    Only keys that are here count: on a key server anybody can put one.
+    """
     try:
-        result = runner.stream(
-            build_argv(reference, destination_tmp, source=source, options=options, zstd=zstd, digest=digest),
-            timeout_seconds=options.timeout_seconds,
-            on_line=on_progress or _ignore,
-            env={**os.environ, **build_environment(options, build_dir)},
-            should_stop=should_stop,
-        )
-    except CommandTimeout as error:
-        _discard(destination_tmp)
-        raise ConversionTimeout(
-            f"Converting {reference} took more than {options.timeout_seconds:g} s. {_shown(error.stdout)}"
-        ) from error
-    except CommandStopped as error:
-        _discard(destination_tmp)
-        raise ConversionStopped(f"Converting {reference} was stopped.") from error
+        argv = (options.apptainer, "verify", "--local", str(path))
+        environment = {**os.environ, **options.environment}
+        result = runner.run(argv, timeout_seconds=_VERIFY_TIMEOUT_SECONDS, env=environment)
     except CommandNotFound as error:
         raise _missing(error) from error
-    except BaseException:
-        _discard(destination_tmp)
-        raise
-    finally:
-        _remove_tree(build_dir)
-    if result.returncode != 0 or not _has_content(destination_tmp):
-        _discard(destination_tmp)
-        raise conversion_error(reference, result.stdout)
+    except CommandTimeout as error:
+        raise ConversionTimeout(str(error)) from error
+    if result.returncode != 0:
+        raise SignatureInvalid(
+            f"The signature of the SIF of {reference} is not accepted. {_shown(result.stdout + result.stderr)}"
+        )
 
 
 def _apptainer_version(runner: CommandRunner, options: ConvertOptions) -> str:
@@ -326,7 +387,7 @@ def _ignore(_line: str) -> None:
 
 
 def _shown(output: str) -> str:
-    """Apptainer's last lines; the image's own names and addresses only, credentials never stand in them."""
+    """Apptainer's last lines, of a text without secrets."""
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
     wanted = [line for line in lines if line.startswith(("FATAL", "ERROR", "WARNING"))] or lines
     if not wanted:

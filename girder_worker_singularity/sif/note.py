@@ -27,6 +27,8 @@ class SifNote:
     source: str = ""
     reference: str = ""
     converted_at: float = 0.0
+    verified: str = ""
+    """The identity of the file whose signature was accepted."""
 
 
 def note_path(path: Path) -> Path:
@@ -48,11 +50,17 @@ def read_note(path: Path) -> SifNote | None:
         image_id=_text_or_none(values.get("image_id")),
         source=str(values.get("source", "")),
         reference=str(values.get("reference", "")),
+        converted_at=_seconds(values.get("converted_at")),
+        verified=str(values.get("verified", "")),
     )
 
 
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _seconds(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def write_note(path: Path, note: SifNote, *, replace: bool = True) -> None:

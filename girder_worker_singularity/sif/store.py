@@ -9,6 +9,8 @@ The directory, which other Digital Slide Archive tools may share::
     .tmp-team_tool_1~….sif     a SIF in the making; it gets its name when it is whole
     .old-team_tool_1~….sif     a SIF that was replaced, kept for the jobs that run from it
 
+    team_tool_1                a sandbox directory that somebody put there: a SIF is made of it
+
 A `.sif` that somebody put there by hand needs no note. The note is written before its SIF, so that a name is never
 without an owner: it decides *whose* the file is, and it speaks of *that* file only as long as the identities agree.
 """
@@ -24,9 +26,9 @@ import shutil
 import tempfile
 import threading
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from girder_worker_singularity.errors import (
     ContainerError,
@@ -34,31 +36,38 @@ from girder_worker_singularity.errors import (
     ImageNotInStore,
     ImageReferenceInvalid,
     NotEnoughSpace,
+    RegistryUnreachable,
     SifDamaged,
     StoreNotWritable,
 )
 from girder_worker_singularity.image.config import ImageConfig, image_config
 from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
+from girder_worker_singularity.image.rules import ImageRules
 from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost
-from girder_worker_singularity.sif.convert import ConvertOptions, Source, convert, remove_dead_builds
+from girder_worker_singularity.sif.convert import ConvertOptions, remove_dead_builds
 from girder_worker_singularity.sif.file import SifContents, read_sif
+from girder_worker_singularity.sif.make import SifMaker
 from girder_worker_singularity.sif.note import SifNote, fsync, note_path, read_note, write_note
-from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
+from girder_worker_singularity.source.docker_engine import engine_image
+from girder_worker_singularity.source.image_sources import ImageSources, SourceOptions
 from girder_worker_singularity.source.registry_digest import registry_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
+    from girder_worker_singularity.source.image_sources import AskEngine, AskRegistry
 
 logger = logging.getLogger(__name__)
 
-Policy = Literal["always", "if-not-present", "never"]
+Policy = Literal["always", "if-not-present", "if-newer", "never"]
 
 _LEASES = ".leases"
 _FOLLOWER_POLL_SECONDS = 0.2
 _ATTEMPTS = 3
+_BY_HAND = "put there by hand"
+_MADE_ELSEWHERE = frozenset({_BY_HAND, "oras", "library", ""})
 
 
 @dataclass(frozen=True)
@@ -83,29 +92,12 @@ class StoreOptions:
     """No conversion is started with less free space, in the store or where images are unpacked."""
     keep_replaced_seconds: float = 7 * 24 * 3600.0
     """How long a SIF that was replaced stays on the disk, for jobs that still run from it on other hosts."""
-    use_docker_engine: bool = True
-    """Take an image from this host's Docker engine if it has it, before asking a registry."""
-
-
-class AskRegistry(Protocol):
-    """Which digest a registry has for an image now, see `registry_digest`."""
-
-    def __call__(
-        self,
-        reference: ImageReference,
-        *,
-        plain_http_registries: tuple[str, ...],
-        authfile: Path | None,
-        environment: Mapping[str, str],
-    ) -> str | None:
-        """The digest, or None if it is not known."""
-
-
-class AskEngine(Protocol):
-    """Whether the Docker engine of this host has an image, see `engine_image`."""
-
-    def __call__(self, reference: ImageReference) -> EngineImage | None:
-        """The image, or None."""
+    sources: SourceOptions = field(default_factory=SourceOptions)
+    rules: ImageRules = field(default_factory=ImageRules)
+    pull_policy: Policy | None = None
+    """Counts instead of what is asked for."""
+    verify_signatures: bool = False
+    """Use a SIF that was made elsewhere only if a key that is trusted here signed it."""
 
 
 class _Flight:
@@ -143,32 +135,46 @@ class SifStore:
         ask_registry: AskRegistry = registry_digest,
         ask_engine: AskEngine = engine_image,
     ) -> None:
+        options = options or StoreOptions()
+        sources = options.sources
+        environment = {**options.convert.environment, **sources.proxies.environment}
+        accounts = replace(
+            sources.credentials,
+            authfile=sources.credentials.authfile or options.convert.authfile,
+            environment={**os.environ, **environment, **sources.credentials.environment},
+        )
         self.root = root
-        self._runner = runner
-        self._build_runner = build_runner or runner
         self._clock = clock
-        self._options = options or StoreOptions()
-        self._ask_registry = ask_registry
-        self._ask_engine = ask_engine
+        self._options = options
+        self._maker = SifMaker(
+            ImageSources(
+                root,
+                runner,
+                replace(sources, credentials=accounts),
+                plain_http_registries=options.convert.plain_http_registries,
+                ask_registry=ask_registry,
+                ask_engine=ask_engine,
+            ),
+            runner,
+            replace(options.convert, environment=environment),
+            build_runner=build_runner,
+            verify_signatures=options.verify_signatures,
+        )
         self._flights: dict[tuple[str, Policy], _Flight] = {}
         self._lock = threading.Lock()
 
     def find(self, image: str) -> Sif | None:
         """The SIF of this image if the store has it; SifDamaged if it has it but not whole.
 
-        Only reads: no lease, no program, no network.
+        Only reads: no lease, no program, no network. A SIF whose signature is still to be checked counts as not there.
+        Raises ImageNotAllowed.
         """
-        reference = parse_image_reference(image)
-        path = self._path_of(reference)
-        if path is None:
-            return self._find_by_digest(reference) if reference.digest else None
-        try:
-            contents = read_sif(path)
-        except FileNotFoundError:  # removed since
-            return None
-        note = read_note(path)
-        digest = note.digest if note is not None and note.identity == contents.identity else None
-        return _sif(path, reference, contents, digest or reference.digest)
+        sif = self._look(self._allowed(image))
+        return sif if sif is not None and self._is_trusted(sif.path) else None
+
+    def find_for(self, image: str, policy: str) -> Sif | None:
+        """The SIF if a run with this policy may take it with nobody being asked; otherwise call `ensure`."""
+        return None if (self._options.pull_policy or policy) in ("always", "if-newer") else self.find(image)
 
     def ensure(
         self,
@@ -180,21 +186,69 @@ class SifStore:
     ) -> Sif:
         """The SIF of this image, made first if need be; whoever else wants it meanwhile waits for the same one.
 
-        `always` looks whether the registry has a newer image, `never` makes none (ImageNotInStore). A failure
-        leaves the SIF in use as it was. Raises ConversionStopped soon after `should_stop` turned true.
+        `always` makes it anew unless it is known to be current. `if-newer` makes it anew only if it is known that the
+        tag moved. `never` makes none (ImageNotInStore). A failure leaves the SIF in use as it was. Raises
+        ImageNotAllowed before anything else, SignatureInvalid, ConversionStopped soon after `should_stop` turned true,
+        and what making it raises.
         """
-        reference = parse_image_reference(image)
-        if policy != "always":
-            present = self.find(image) if policy == "never" else self._find_whole(image)
+        reference = self._allowed(image)
+        policy = self._options.pull_policy or policy
+        if policy in ("never", "if-not-present"):
+            present = self._look(reference) if policy == "never" else self._look_whole(reference)
             if present is not None:
-                self._claim(present)
-                return present
+                return self._taken(present)
             if policy == "never":
                 raise ImageNotInStore(f"There is no SIF of {image} in {self.root}.")
         while True:
             sif = self._join_flight(reference, image, policy, on_progress, should_stop)
             if sif is not None:
                 return sif
+
+    def _allowed(self, image: str) -> ImageReference:
+        reference = parse_image_reference(image)
+        self._options.rules.check(self._options.sources.names.completed(reference))
+        return reference
+
+    def _look(self, reference: ImageReference) -> Sif | None:
+        path = self._path_of(reference)
+        if path is None:
+            return self._find_by_digest(reference) if reference.digest else None
+        try:
+            contents = read_sif(path)
+        except FileNotFoundError:  # removed since
+            return None
+        note = read_note(path)
+        digest = note.digest if note is not None and note.identity == contents.identity else None
+        return _sif(path, reference, contents, digest or reference.digest)
+
+    def _look_whole(self, reference: ImageReference) -> Sif | None:
+        try:
+            return self._look(reference)
+        except SifDamaged:
+            return None
+
+    # -- SIFs that were made elsewhere ------------------------------------------------------------------------
+
+    def _taken(self, sif: Sif) -> Sif:
+        """The SIF, now known to be this image's and its signature accepted; raises SignatureInvalid."""
+        self._claim(sif)
+        if not self._is_trusted(sif.path):
+            identity = _identity(sif.path)
+            self._maker.verify(sif.reference, sif.path)
+            note = read_note(sif.path)
+            if note is not None and identity is not None and identity == _identity(sif.path):
+                with contextlib.suppress(OSError):  # then it is checked again the next time
+                    write_note(sif.path, replace(note, verified=identity))
+        return sif
+
+    def _is_trusted(self, path: Path) -> bool:
+        if not self._options.verify_signatures:
+            return True
+        note, identity = read_note(path), _identity(path)
+        if note is None or identity is None:
+            return False
+        made_here = note.identity == identity and note.source not in _MADE_ELSEWHERE
+        return made_here or note.verified == identity
 
     # -- one conversion per process ---------------------------------------------------------------------------
 
@@ -253,19 +307,23 @@ class SifStore:
         should_stop: Callable[[], bool] | None,
     ) -> Sif:
         reference = parse_image_reference(image)
-        before = self._find_whole(image)
+        before = self._look_whole(reference)
         for _attempt in range(_ATTEMPTS):
             with self._acquire(reference, should_stop) as lease, lease.kept_alive():
                 self._remove_leftovers(reference)
                 remove_dead_builds(self._options.convert)
-                present = self._find_whole(image)
-                if present is not None and self._is_current(present, before, policy):
-                    self._claim(present)
-                    return present
+                present = self._look_whole(reference)
+                if present is not None and self._is_current(present, before, policy, tell):
+                    return self._taken(present)
                 try:
                     return self._make(reference, lease, tell, should_stop)
                 except LeaseLost as error:  # this process slept for a minute, and somebody else took over
                     tell(f"Looking again for {reference}: {error}")
+                except RegistryUnreachable as error:
+                    if policy != "if-newer" or present is None:
+                        raise
+                    _say(tell, f"The SIF that is there is used for {reference}: {error.what}")
+                    return self._taken(present)
         raise ConversionStopped(f"Converting {image} was taken over by others {_ATTEMPTS} times.")
 
     def _acquire(self, reference: ImageReference, should_stop: Callable[[], bool] | None) -> Lease:
@@ -280,18 +338,24 @@ class SifStore:
         except OSError as error:
             raise self._not_stored(reference, error) from error
 
-    def _is_current(self, present: Sif, before: Sif | None, policy: Policy) -> bool:
-        if policy != "always":
+    def _is_current(
+        self, present: Sif, before: Sif | None, policy: Policy, tell: Callable[[str], None]
+    ) -> bool:
+        if policy == "if-not-present":
             return True
         if before is None or _identity(before.path) != _identity(present.path):
             return True  # made by somebody else while this one waited
         note = read_note(present.path)
         if note is None or note.identity != _identity(present.path):
-            return False
-        engine = self._engine_image(present.reference)
-        if engine is not None:
-            return note.image_id == engine.image_id
-        return note.digest is not None and note.digest == self._registry_digest(present.reference)
+            return policy == "if-newer"  # put there by hand: nobody knows of what it was made
+        is_current = self._maker.is_current(note, present.reference)
+        if is_current is None and policy == "if-newer":
+            _say(
+                tell,
+                f"Whether {present.reference} is newer elsewhere is not known now; the SIF that is there is used.",
+            )
+            return True
+        return bool(is_current)
 
     def _make(
         self,
@@ -306,7 +370,7 @@ class SifStore:
             # A store that cannot be written to is known before the long work. The file stays: where it is made on
             # another host, this one must not remember that there was none.
             temporary.touch()
-            note = self._convert(reference, temporary, tell, should_stop)
+            note = self._maker.make(reference, temporary, tell, should_stop)
             fsync(temporary)
             contents = read_sif(temporary)
             return self._publish(reference, temporary, contents, note, lease)
@@ -315,59 +379,13 @@ class SifStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _convert(
-        self,
-        reference: ImageReference,
-        temporary: Path,
-        tell: Callable[[str], None],
-        should_stop: Callable[[], bool] | None,
-    ) -> SifNote:
-        engine = self._engine_image(reference)
-        if engine is not None:
-            try:
-                self._run_convert(reference, temporary, "docker-daemon", tell, should_stop)
-            except ConversionStopped:
-                raise
-            except ContainerError as error:
-                tell(f"Not taken from the Docker engine: {error.what}")
-            else:
-                return SifNote(reference.canonical, "", engine.digest, engine.image_id, "docker-daemon")
-        digest = self._registry_digest(reference)
-        self._run_convert(reference, temporary, "docker", tell, should_stop, digest)
-        return SifNote(reference.canonical, "", digest, None, "docker")
-
-    def _run_convert(
-        self,
-        reference: ImageReference,
-        temporary: Path,
-        source: Source,
-        tell: Callable[[str], None],
-        should_stop: Callable[[], bool] | None,
-        digest: str | None = None,
-    ) -> None:
-        tell(f"Converting {reference} into a SIF ...")
-        convert(
-            reference,
-            temporary,
-            source=source,
-            # Only this host has its Docker engine.
-            runner=self._runner if source == "docker-daemon" else self._build_runner,
-            options=self._options.convert,
-            on_progress=tell,
-            should_stop=should_stop,
-            digest=digest,
-        )
-
     def _publish(
         self, reference: ImageReference, temporary: Path, contents: SifContents, note: SifNote, lease: Lease
     ) -> Sif:
         path = self._path_for_new(reference)
-        final = SifNote(
-            canonical=note.canonical,
+        final = replace(
+            note,
             identity=contents.identity,
-            digest=note.digest,
-            image_id=note.image_id,
-            source=note.source,
             reference=str(reference),
             converted_at=self._clock.now(),
         )
@@ -414,7 +432,7 @@ class SifStore:
 
     def _find_by_digest(self, reference: ImageReference) -> Sif | None:
         """A SIF that was made by tag and is of exactly this digest."""
-        stem = ImageReference(reference.registry, reference.repository, None, None).sif_stem
+        stem = replace(reference, tag=None, digest=None).sif_stem
         for path_of_note in self.root.glob(f"{glob.escape(stem)}*.sif.json"):
             path = path_of_note.with_suffix("")
             note = read_note(path)
@@ -431,33 +449,15 @@ class SifStore:
                     return _sif(path, reference, contents, reference.digest)
         return None
 
-    def _find_whole(self, image: str) -> Sif | None:
-        try:
-            return self.find(image)
-        except SifDamaged:
-            return None
-
     def _claim(self, sif: Sif) -> None:
         """Note whose a SIF is that was put there by hand, so that no other image takes it for its own."""
         if sif.path.name != sif.reference.sif_name or note_path(sif.path).exists():
             return
-        note = SifNote(sif.reference.canonical, source="put there by hand", reference=str(sif.reference))
+        note = SifNote(sif.reference.canonical, source=_BY_HAND, reference=str(sif.reference))
         with contextlib.suppress(OSError):  # a store that only can be read works as well
             write_note(sif.path, note, replace=False)
 
     # -- surroundings -------------------------------------------------------------------------------------------
-
-    def _engine_image(self, reference: ImageReference) -> EngineImage | None:
-        return self._ask_engine(reference) if self._options.use_docker_engine else None
-
-    def _registry_digest(self, reference: ImageReference) -> str | None:
-        options = self._options.convert
-        return self._ask_registry(
-            reference,
-            plain_http_registries=options.plain_http_registries,
-            authfile=options.authfile,
-            environment={**os.environ, **options.environment},
-        )
 
     def _not_stored(self, reference: ImageReference, error: OSError) -> ContainerError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -500,6 +500,12 @@ def _sif(
         contents.oci_config, contents.labels, overrides_runscript=contents.overrides_runscript
     )
     return Sif(path, reference, config, digest, converted)
+
+
+def _say(tell: Callable[[str], None], line: str) -> None:
+    """Tells the listeners, and the log in case there is none."""
+    logger.warning("%s", line)
+    tell(line)
 
 
 def _identity(path: Path) -> str | None:

@@ -124,7 +124,7 @@ class Preparation:
         job.record.append("rendered")
 
     def _sif_at_hand(self, task: inputs.StagedTask) -> Sif | None:
-        return None if task.pull_policy == "always" else self._do.images.find(task.image)
+        return self._do.images.find_for(task.image, task.pull_policy)
 
     def _container(self, token: str, spec: ContainerSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What is started on the node: Apptainer itself, or the site's script with Apptainer's arguments."""

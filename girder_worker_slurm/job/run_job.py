@@ -325,6 +325,9 @@ _ERROR_CODES = {
     "MessageUndecodable": "undecodable",
     "NotSupported": "not_supported",
     "ImageNotFound": "image_not_found",
+    "ImageNotAllowed": "image_not_allowed",
+    "ImageNotInStore": "image_not_found",
+    "SignatureInvalid": "image_not_allowed",
     "RegistryRefused": "registry_refused",
     "ConversionFailed": "conversion_failed",
 }

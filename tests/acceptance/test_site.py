@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.girder_site import SUCCESS, wait_until
+from tests.support.girder_site import ERROR, SUCCESS, wait_until
+from tests.support.toy_cli import push_toy_cli
 from tests.support.worker import Worker
 
 if TYPE_CHECKING:
@@ -60,6 +61,36 @@ def test_a_site_script_s_exit_code_is_the_job_s(site: Site, folder: str) -> None
     assert "exit code 7" in "".join(ended["log"])
 
 
+def test_an_image_that_the_site_denies_ends_the_job_though_its_sif_is_there(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[singularity]\ndeny_images = */tests/toy:*\n"
+    site.worker.start()
+    ended = site.girder.wait_for_end(site.run_toy(folder))
+    assert ended["status"] == ERROR
+    assert "`deny_images`" in "".join(ended["log"])
+
+
+def test_a_site_without_a_way_out_runs_what_is_in_its_store_and_nothing_else(site: Site, folder: str) -> None:
+    site.worker.stop()
+    site.worker.extra_config = "[singularity]\npull_policy = never\n"
+    site.worker.start()
+    assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
+    job = site.girder.ingest(push_toy_cli(site.stack["DEVSTACK_REGISTRY"], "tests/never:1"), expect=ERROR)
+    assert "There is no SIF of" in "".join(job["log"])
+
+
+def test_an_image_comes_through_the_site_s_mirror(site: Site) -> None:
+    registry = site.stack["DEVSTACK_REGISTRY"]
+    push_toy_cli(registry, "mirror/tests/toy:1")
+    site.worker.stop()
+    site.worker.extra_config = f"[singularity.registry_map]\nregistry.invalid = {registry}/mirror\n"
+    site.worker.start()
+    image = "registry.invalid/tests/toy:1"
+    site.girder.ingest(image)
+    assert site.girder.cli(image, "Toy")
+    assert (site.worker.sif / "registry.invalid_tests_toy_1.sif").exists()
+
+
 def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, folder: str) -> None:
     """The jobs of a killed worker go on under another; when it comes back it leaves them alone."""
     site.worker.stop()
@@ -95,6 +126,7 @@ def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, fold
         ("", "amqp://girder:wrong@{place}//", "Correct user, password"),
         ("[slurm.options]\noutput = /tmp/x\n", "", "`output` is set by the worker itself"),
         ("[slurm]\nnonsense = 1\n", "", "unknown setting `nonsense`"),
+        ("[singularity.registry_map]\ndocker.io = nohost\n", "", "registry_map"),
         ("[slurm]\nsubmit_script = /nowhere/x.slurm\n", "", "/nowhere/x.slurm"),
     ],
 )

@@ -5,6 +5,7 @@ Run as the unprivileged user of the stack: root often lacks the rights that Appt
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -104,20 +105,28 @@ def make_store(root: Path, *registries: str, tmp_dir: Path | None = None, **envi
 @pytest.fixture(scope="session")
 def locked_registry(tmp_path_factory) -> Iterator[str]:
     """A registry that wants the account `reader` with the password `letmein`."""
+    with running_registry(tmp_path_factory.mktemp("registry"), htpasswd=HTPASSWD) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running_registry(directory: Path, *, htpasswd: str | None = None) -> Iterator[str]:
+    """The address of a registry that is there as long as the block runs."""
     program = shutil.which("docker-registry")
     if program is None or missing_programs():
         pytest.skip("there is no docker-registry or no skopeo")
-    directory = tmp_path_factory.mktemp("registry")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    (directory / "htpasswd").write_text(HTPASSWD)
-    (directory / "config.yml").write_text(
+    text = (
         "version: 0.1\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
         f'http: {{addr: "{address}"}}\n'
-        f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
     )
+    if htpasswd is not None:
+        (directory / "htpasswd").write_text(htpasswd)
+        text += f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
+    (directory / "config.yml").write_text(text)
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, "serve", str(directory / "config.yml")], stdout=log, stderr=log)
     try:

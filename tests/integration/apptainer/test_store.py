@@ -35,6 +35,7 @@ from girder_worker_singularity.errors import (
 )
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
+from girder_worker_singularity.source.credentials import Credentials
 from girder_worker_singularity.source.registry_digest import registry_digest
 from tests.integration.apptainer.conftest import make_store
 from tests.support.images import build_and_push_image
@@ -254,7 +255,8 @@ def test_a_locked_registry_opens_to_a_credentials_file(locked_registry, tmp_path
     assert store.ensure(image).converted
     reference = parse_image_reference(image)
     assert registry_digest(reference, plain_http_registries=(locked_registry,)) is None
-    assert registry_digest(reference, plain_http_registries=(locked_registry,), authfile=authfile) is not None
+    me = Credentials("reader", "letmein")
+    assert registry_digest(reference, plain_http_registries=(locked_registry,), credentials=me) is not None
 
 
 def test_a_store_without_write_permission_is_named_before_anything_is_pulled(registry, tmp_path, show_image):

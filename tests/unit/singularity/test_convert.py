@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from girder_worker_singularity.errors import (
     ProgramMissing,
     RegistryRefused,
     RegistryUnreachable,
+    SignatureInvalid,
     StoreNotWritable,
 )
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.lease import Holder, read_holder, write_holder
 from girder_worker_singularity.sif.convert import (
+    Account,
     ConvertOptions,
     build_argv,
     build_environment,
@@ -27,14 +30,20 @@ from girder_worker_singularity.sif.convert import (
     convert,
     remove_dead_builds,
     supports_zstd,
+    verify_signature,
 )
+from girder_worker_singularity.source.credentials import Credentials
+from girder_worker_singularity.source.origin import Origin
 from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
 from tests.support.sif_files import FakeApptainer
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "apptainer-1.4.5"
 IMAGE = parse_image_reference("team/tool:1")
-LOCAL = parse_image_reference("127.0.0.1:5000/team/tool:1")
 DIGEST = "sha256:" + "ab" * 32
+REGISTRY = Origin("docker", "docker://docker.io/team/tool:1", "docker.io")
+PLAIN = Origin("docker", "docker://127.0.0.1:5000/team/tool:1", "127.0.0.1:5000")
+ENGINE = Origin("docker-daemon", "docker-daemon:team/tool:1")
+ORAS = Origin("oras", "oras://127.0.0.1:5000/team/tool:1", "127.0.0.1:5000")
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def test_only_an_unreachable_registry_is_worth_another_try():
 
 
 def test_the_command_line_names_destination_and_source_last():
-    argv = build_argv(IMAGE, Path("/s/x.sif"), source="docker", options=ConvertOptions(), zstd=True)
+    argv = build_argv(REGISTRY, Path("/s/x.sif"), options=ConvertOptions(), zstd=True)
     assert argv == (
         "apptainer", "build", "--force", "--disable-cache", "--mksquashfs-args", "-comp zstd -Xcompression-level 3",
         "/s/x.sif", "docker://docker.io/team/tool:1",
@@ -86,30 +95,70 @@ def test_a_registry_without_tls_is_asked_so_only_if_it_is_listed():
     plain = ConvertOptions(
         plain_http_registries=("127.0.0.1:5000",), cache_dir=Path("/c"), authfile=Path("/a.json")
     )
-    assert build_argv(LOCAL, Path("/x.sif"), source="docker", options=plain, zstd=False) == (
+    assert build_argv(PLAIN, Path("/x.sif"), options=plain, zstd=False) == (
         "apptainer", "build", "--force", "--authfile", "/a.json", "--no-https",
         "/x.sif", "docker://127.0.0.1:5000/team/tool:1",
     )  # fmt: skip
-    assert "--no-https" not in build_argv(IMAGE, Path("/x.sif"), source="docker", options=plain, zstd=False)
+    assert "--no-https" not in build_argv(REGISTRY, Path("/x.sif"), options=plain, zstd=False)
 
 
-def test_a_digest_pins_what_is_pulled():
-    argv = build_argv(IMAGE, Path("/x"), source="docker", options=ConvertOptions(), zstd=False, digest=DIGEST)
-    assert argv[-1] == f"docker://docker.io/team/tool@{DIGEST}"
+def test_a_finished_sif_is_pulled_and_not_built():
+    options = ConvertOptions(plain_http_registries=("127.0.0.1:5000",))
+    argv = build_argv(ORAS, Path("/x.sif"), options=options, zstd=True, authfile=Path("/b/auth.json"))
+    assert argv == (
+        "apptainer", "pull", "--force", "--disable-cache", "--authfile", "/b/auth.json", "--no-https",
+        "/x.sif", "oras://127.0.0.1:5000/team/tool:1",
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("image", "source"),
-    [
-        ("a/b", "docker-daemon:a/b:latest"),
-        ("a/b:1", "docker-daemon:a/b:1"),
-        (f"a@{DIGEST}", f"docker-daemon:a@{DIGEST}"),
-    ],
-)
-def test_the_docker_engine_is_asked_by_the_name_it_knows(image, source):
-    reference = parse_image_reference(image)
-    argv = build_argv(reference, Path("/x"), source="docker-daemon", options=ConvertOptions(), zstd=False)
-    assert argv[-1] == source
+def test_no_credentials_are_given_for_what_is_on_this_machine():
+    options = ConvertOptions(authfile=Path("/a.json"))
+    assert "--authfile" not in build_argv(ENGINE, Path("/x.sif"), options=options, zstd=False)
+
+
+def test_credentials_are_in_a_private_file_and_nowhere_else(tmp_path, options, monkeypatch):
+    monkeypatch.setenv("APPTAINER_DOCKER_PASSWORD", "of the environment")
+    monkeypatch.setenv("JARVICE_DOCKER_PASSWORD", "geheim")
+    apptainer, seen, lines = FakeApptainer(), {}, []
+    apptainer.failure = "INFO: me:geheim\nFATAL: 401 Unauthorized geheim bWU6Z2VoZWlt"
+
+    def look() -> None:
+        call = apptainer.builds[-1]
+        path = Path(call.argv[call.argv.index("--authfile") + 1])
+        seen.update(mode=path.stat().st_mode & 0o777, text=path.read_text(), path=path)
+
+    apptainer.on_build = look
+    me = Credentials("me", "geheim")
+    with pytest.raises(RegistryRefused) as caught:
+        convert(
+            IMAGE,
+            tmp_path / "x.sif",
+            origin=REGISTRY,
+            runner=apptainer.runner(),
+            options=options,
+            account=Account(me, me.secret_words),
+            on_progress=lines.append,
+        )
+    call = apptainer.builds[0]
+    assert seen["mode"] == 0o600
+    assert json.loads(seen["text"])["auths"]["docker.io"] == {"auth": "bWU6Z2VoZWlt"}
+    assert seen["path"].is_relative_to(tmp_path / "build")
+    assert not seen["path"].exists()
+    everything = (
+        f"{call.argv} {call.env} {caught.value} {caught.value.__cause__} {lines} {me!r} {Account(me)!r}"
+    )
+    assert "geheim" not in everything
+    assert "bWU6Z2VoZWlt" not in everything
+    assert "of the environment" not in everything
+    assert "***" in str(caught.value)
+
+
+def test_a_signature_that_is_not_accepted_says_why(tmp_path):
+    text = "FATAL:   Failed to verify container: integrity: signature not found for object group 1"
+    runner = FakeCommandRunner({"apptainer": FakeAnswer(returncode=255, stderr=text)})
+    with pytest.raises(SignatureInvalid, match="signature not found"):
+        verify_signature(IMAGE, tmp_path / "x.sif", runner=runner, options=ConvertOptions())
+    assert runner.calls[0].argv == ("apptainer", "verify", "--local", str(tmp_path / "x.sif"))
 
 
 def test_apptainer_is_told_where_to_work():
@@ -139,7 +188,7 @@ def test_a_conversion_leaves_the_sif_and_nothing_else(tmp_path, options):
     convert(
         IMAGE,
         tmp_path / "x.sif",
-        source="docker",
+        origin=REGISTRY,
         runner=apptainer.runner(),
         options=options,
         on_progress=lines.append,
@@ -154,7 +203,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, options):
     apptainer = FakeApptainer()
     apptainer.failure = "FATAL: something odd"
     with pytest.raises(ConversionFailed, match="something odd"):
-        convert(IMAGE, tmp_path / "x.sif", source="docker", runner=apptainer.runner(), options=options)
+        convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=apptainer.runner(), options=options)
     assert not (tmp_path / "x.sif").exists()
     assert list((tmp_path / "build").iterdir()) == []
 
@@ -162,7 +211,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, options):
 def test_an_apptainer_that_made_no_file_has_failed(tmp_path, options):
     runner = FakeCommandRunner({"apptainer": FakeAnswer()})
     with pytest.raises(ConversionFailed, match="said nothing"):
-        convert(IMAGE, tmp_path / "x.sif", source="docker", runner=runner, options=options)
+        convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=runner, options=options)
 
 
 def test_a_mksquashfs_without_zstd_is_asked_again_without_it(tmp_path, options):
@@ -174,7 +223,7 @@ def test_a_mksquashfs_without_zstd_is_asked_again_without_it(tmp_path, options):
             apptainer.failure = None
 
     apptainer.on_build = repair
-    convert(IMAGE, tmp_path / "x.sif", source="docker", runner=apptainer.runner(), options=options)
+    convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=apptainer.runner(), options=options)
     assert len(apptainer.builds) == 2
 
 
@@ -183,32 +232,32 @@ def test_a_conversion_that_takes_too_long_says_so(tmp_path, options):
         {"apptainer": lambda call: FakeAnswer(takes_seconds=10**6 if "build" in call.argv else 0)}
     )
     with pytest.raises(ConversionTimeout, match="14400 s"):
-        convert(IMAGE, tmp_path / "x.sif", source="docker", runner=runner, options=options)
+        convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=runner, options=options)
 
 
 def test_a_conversion_can_be_stopped(tmp_path, options):
     with pytest.raises(ConversionStopped):
         convert(
-            IMAGE, tmp_path / "x.sif", source="docker", runner=FakeApptainer().runner(), options=options, should_stop=lambda: True
+            IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=FakeApptainer().runner(), options=options, should_stop=lambda: True
         )  # fmt: skip
     assert not (tmp_path / "x.sif").exists()
 
 
 def test_a_missing_apptainer_is_named(tmp_path, options):
     with pytest.raises(ProgramMissing, match="apptainer"):
-        convert(IMAGE, tmp_path / "x.sif", source="docker", runner=FakeCommandRunner(), options=options)
+        convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=FakeCommandRunner(), options=options)
 
 
 def test_a_build_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     options = ConvertOptions(tmp_dir=tmp_path / "file" / "build")
     with pytest.raises(StoreNotWritable, match="file/build"):
-        convert(IMAGE, tmp_path / "x.sif", source="docker", runner=FakeApptainer().runner(), options=options)
+        convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=FakeApptainer().runner(), options=options)
 
 
 def test_by_default_images_are_unpacked_in_the_systems_temporary_directory(tmp_path):
     apptainer = FakeApptainer()
-    convert(IMAGE, tmp_path / "x.sif", source="docker", runner=apptainer.runner(), options=ConvertOptions())
+    convert(IMAGE, tmp_path / "x.sif", origin=REGISTRY, runner=apptainer.runner(), options=ConvertOptions())
     assert apptainer.builds[0].env["APPTAINER_TMPDIR"].startswith(tempfile.gettempdir())
 
 

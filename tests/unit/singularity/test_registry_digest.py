@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import json
 
 import pytest
@@ -8,9 +7,12 @@ import requests
 from requests.adapters import BaseAdapter
 
 from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.source.credentials import Credentials
+from girder_worker_singularity.source.proxies import Proxies
 from girder_worker_singularity.source.registry_digest import registry_digest
 
 DIGEST = "sha256:" + "ab" * 32
+ME = Credentials("me", "word")
 IMAGE = parse_image_reference("registry.example/team/tool:1")
 MANIFEST = "https://registry.example/v2/team/tool/manifests/1"
 BEARER = {
@@ -89,35 +91,41 @@ def test_a_token_is_fetched_where_the_registry_wants_one():
     assert "Authorization" not in seen[1].headers
 
 
-@pytest.mark.parametrize("where", ["environment", "authfile", "apptainer login", "docker login"])
-def test_credentials_are_taken_from_where_apptainer_takes_them(tmp_path, where):
-    basic = base64.b64encode(b"me:word").decode()
-    files = {
-        "authfile": tmp_path / "auth.json",
-        "apptainer login": tmp_path / ".apptainer" / "docker-config.json",
-        "docker login": tmp_path / ".docker" / "config.json",
-    }
-    options = {"environment": {"HOME": str(tmp_path)}}
-    if where == "environment":
-        options["environment"] |= {"APPTAINER_DOCKER_USERNAME": "me", "APPTAINER_DOCKER_PASSWORD": "word"}
-    else:
-        files[where].parent.mkdir(exist_ok=True)
-        files[where].write_text(json.dumps({"auths": {"registry.example": {"auth": basic}}}))
-    if where == "authfile":
-        options["authfile"] = files[where]
-
+def test_an_account_is_given_to_who_asks_for_one():
     def answer(request):
-        allowed = request.headers.get("Authorization") == f"Basic {basic}"
+        allowed = request.headers.get("Authorization") == f"Basic {ME.basic}"
         return FOUND if allowed else (401, {"WWW-Authenticate": 'Basic realm="x"'})
 
-    assert ask(answer, **options)[0] == DIGEST
+    digest, seen = ask(answer, credentials=ME)
+    assert digest == DIGEST
+    assert "Authorization" not in seen[0].headers
 
 
 def test_credentials_are_not_sent_before_they_are_asked_for():
-    _, seen = ask(
-        lambda _: FOUND, environment={"APPTAINER_DOCKER_USERNAME": "me", "APPTAINER_DOCKER_PASSWORD": "word"}
-    )
+    _, seen = ask(lambda _: FOUND, credentials=ME)
     assert "Authorization" not in seen[0].headers
+
+
+def test_a_password_does_not_leave_tls():
+    challenge = {"WWW-Authenticate": 'Bearer realm="http://auth.example/token"'}
+    digest, seen = ask(lambda _: (401, challenge), credentials=ME)
+    assert digest is None
+    assert len(seen) == 1
+
+
+def test_a_sif_in_a_registry_has_a_digest_too():
+    _, seen = ask(lambda _: FOUND, image=parse_image_reference("oras://registry.example/team/tool:1"))
+    assert seen[0].url == MANIFEST
+
+
+def test_proxies_are_used_but_for_the_hosts_without():
+    proxies = Proxies("http://p:1", "http://p:2", "registry.example")
+    web = Web(lambda _: FOUND)
+    session = web.session()
+    registry_digest(IMAGE, session=session, proxies=proxies)
+    assert session.proxies == {}
+    registry_digest(parse_image_reference("other.example/a"), session=session, proxies=proxies)
+    assert session.proxies == {"http": "http://p:1", "https": "http://p:2"}
 
 
 @pytest.mark.parametrize(
@@ -135,11 +143,3 @@ def test_credentials_are_not_sent_before_they_are_asked_for():
 )
 def test_whatever_goes_wrong_the_digest_is_just_not_known(outcome):
     assert ask(lambda _: outcome)[0] is None
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"auths": []}', '{"auths": {"registry.example": {"auth": "%%"}}}']
-)
-def test_a_broken_credentials_file_is_passed_by(tmp_path, text):
-    (tmp_path / "auth.json").write_text(text)
-    assert ask(lambda _: (401, {}), authfile=tmp_path / "auth.json")[0] is None

@@ -51,7 +51,7 @@ class World:
             ask_engine=self.ask_engine,
         )
 
-    def ask_registry(self, reference, **_credentials):
+    def ask_registry(self, reference, **_how):
         self.asked.append(str(reference))
         return self.registry.get(str(reference))
 
