@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
+from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
@@ -28,9 +29,10 @@ from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.run_job import JobStory
-from girder_worker_slurm.job.services import Services, StoryRules
+from girder_worker_slurm.job.services import ContainerRules, Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
+from girder_worker_slurm.script.resources import GPU_COUNT
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 
 if TYPE_CHECKING:
@@ -91,6 +93,25 @@ def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
     if settings.slurm.partition and not {"partition", "p"} & set(options):
         options["partition"] = settings.slurm.partition
     return tuple(options.items())
+
+
+def gpu_options(settings: Settings) -> dict[str, str]:
+    """The sbatch options that jobs with GPUs have besides; none where there are no GPUs."""
+    if settings.singularity.gpu_kind == "none":
+        return {}
+    return dict(settings.slurm.gpu_options) or {"gres": f"gpu:{GPU_COUNT}"}
+
+
+def container_rules(settings: Settings) -> ContainerRules:
+    """How containers are run here."""
+    singularity = settings.singularity
+    return ContainerRules(
+        images={pattern: parse_image_rule(words) for pattern, words in singularity.images.items()},
+        overlay_mib=singularity.overlay_mib,
+        gpu_kind=singularity.gpu_kind,
+        gpu_options=gpu_options(settings),
+        honours_docker_resources=settings.slurm.docker_resources == "honour",
+    )
 
 
 @dataclass
@@ -259,6 +280,7 @@ def _story_rules(settings: Settings, prefix: str) -> StoryRules:
         apptainer=settings.singularity.apptainer,
         slurm_options=slurm_options(settings),
         staging=staging,
+        containers=container_rules(settings),
         submit_script=settings.slurm.submit_script,
         logs_dir=settings.jobs.logs_dir,
         log_limit_bytes=settings.girder.log_limit_bytes,

@@ -12,9 +12,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from girder_worker_singularity.run.image_rules import KNOWN_WORDS, parse_image_rule
 from girder_worker_slurm.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -172,6 +174,21 @@ class SlurmSection(BaseModel):
     event_grace_seconds: float = _setting(
         5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
     )
+    docker_resources: Literal["honour", "ignore"] = _setting(
+        "honour",
+        "What becomes of Docker's limits of memory and processors (`mem_limit`, `nano_cpus`, ...): `honour` asks Slurm for"
+        " at least as much, never for less than the options here; `ignore` leaves it to them.",
+    )
+    gpu_options: dict[str, str] = _setting(
+        {},
+        "More sbatch options of jobs that want GPUs, `name = value`, in the section [slurm.gpu_options]; {gpus} stands for"
+        " how many. None: `gres = gpu:{gpus}`.",
+    )
+
+
+def _image_words(text: str) -> str:
+    parse_image_rule(text)
+    return text
 
 
 class SingularitySection(BaseModel):
@@ -201,6 +218,30 @@ class SingularitySection(BaseModel):
     run_options: dict[str, Any] = _setting(
         {}, "Docker run options for every container, as JSON.", env=("GIRDER_WORKER_DOCKER_RUN_OPTIONS",)
     )
+
+    gpu_kind: Literal["nv", "rocm", "none"] = _setting(
+        "nv",
+        "How a container that wants GPUs gets them: `nv` (NVIDIA), `rocm` (AMD), `none` (not at all, nor does its job).",
+    )
+    overlay_mib: int = _setting(
+        600,
+        "Size in MiB of an overlay that is given none in [singularity.images]; 0: a tmpfs instead of it.",
+        env=("JARVICE_SINGULARITY_OVERLAY_SIZE",),
+    )
+    images: dict[str, Annotated[str, AfterValidator(_image_words)]] = _setting(
+        {},
+        "What differs for some images, `pattern = words`, in the section [singularity.images]. Words, separated by commas: "
+        + KNOWN_WORDS
+        + ".",
+    )
+
+    @field_validator("overlay_mib")
+    @classmethod
+    def _not_negative(cls, value: int) -> int:
+        if value < 0:
+            msg = "must not be negative"
+            raise ValueError(msg)
+        return value
 
     @field_validator("run_options", mode="before")
     @classmethod
@@ -291,7 +332,7 @@ def setting_fields() -> Iterator[SettingField]:
                 tuple(extra["env"]),
                 tuple(extra["generic_env"]),
                 is_list="list[" in text,
-                is_table="dict[str, str]" in text,
+                is_table=text.startswith(("dict[str, str]", "dict[str, typing.Annotated")),
             )
 
 
@@ -325,8 +366,12 @@ def load_settings(files: tuple[Path, ...] = (), environment: Mapping[str, str] |
     except ValidationError as error:
         problem = error.errors()[0]
         where = tuple(str(part) for part in problem["loc"][:2])
-        source = origin.get(where, "") if len(where) == 2 else ""
+        # An entry of a table has a line of its own.
+        entry = ".".join(str(part) for part in problem["loc"][1:])
+        source = origin.get((where[0], entry)) or origin.get(where, "") if len(where) == 2 else ""
         name = f"[{where[0]}] {where[1]}" if len(where) == 2 else ".".join(where) or "settings"
+        if len(problem["loc"]) > 2:
+            name = f"[{where[0]}.{where[1]}] {problem['loc'][2]}"
         # The input of a check of the whole is the whole, passwords included.
         got = f" (got {problem.get('input')!r})" if len(where) == 2 else ""
         msg = f"{source + ': ' if source else ''}{name}: {problem['msg']}{got}."
@@ -388,7 +433,7 @@ def _read_file(path: Path, values: dict[str, dict[str, Any]], origin: dict[tuple
         if "." in entry.section:
             section, table = entry.section.split(".", 1)
             values.setdefault(section, {}).setdefault(table, {})[entry.key] = entry.value
-            origin[section, table] = where
+            origin[section, table] = origin[section, f"{table}.{entry.key}"] = where
             continue
         field = fields.get((entry.section, entry.key))
         if field is None or field.is_table:

@@ -36,6 +36,10 @@ EXAMPLE = JobScript(
         "*",
     ),
     sbatch_head=("#SBATCH --mem=4G", "#SBATCH --time=1:00:00"),
+    thread_variables=("OMP_NUM_THREADS",),
+    gpu_variables=("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"),
+    overlay="/shared/jobs/run/gw-abc-1/scratch/overlay.img",
+    make_overlay=("apptainer", "overlay", "create", "/shared/jobs/run/gw-abc-1/scratch/overlay.img"),
 )
 
 
