@@ -32,7 +32,6 @@ from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import ContainerRules, Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
-from girder_worker_slurm.script.resources import GPU_COUNT
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 
 if TYPE_CHECKING:
@@ -95,13 +94,6 @@ def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
     return tuple(options.items())
 
 
-def gpu_options(settings: Settings) -> dict[str, str]:
-    """The sbatch options that jobs with GPUs have besides; none where there are no GPUs."""
-    if settings.singularity.gpu_kind == "none":
-        return {}
-    return dict(settings.slurm.gpu_options) or {"gres": f"gpu:{GPU_COUNT}"}
-
-
 def container_rules(settings: Settings) -> ContainerRules:
     """How containers are run here."""
     singularity = settings.singularity
@@ -109,7 +101,7 @@ def container_rules(settings: Settings) -> ContainerRules:
         images={pattern: parse_image_rule(words) for pattern, words in singularity.images.items()},
         overlay_mib=singularity.overlay_mib,
         gpu_kind=singularity.gpu_kind,
-        gpu_options=gpu_options(settings),
+        gpu_options=settings.slurm.gpu_options,
         honours_docker_resources=settings.slurm.docker_resources == "honour",
     )
 

@@ -26,7 +26,6 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from girder_worker_singularity.run.image_rules import KNOWN_WORDS, parse_image_rule
 from girder_worker_slurm.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -182,11 +181,14 @@ class SlurmSection(BaseModel):
     gpu_options: dict[str, str] = _setting(
         {},
         "More sbatch options of jobs that want GPUs, `name = value`, in the section [slurm.gpu_options]; {gpus} stands for"
-        " how many. None: `gres = gpu:{gpus}`.",
+        " how many. None: `gres = gpu:{gpus}`, unless the options of every job ask for GPUs already.",
     )
 
 
 def _image_words(text: str) -> str:
+    # Not at import: the package loads more than settings may.
+    from girder_worker_singularity.run.image_rules import parse_image_rule  # noqa: PLC0415
+
     parse_image_rule(text)
     return text
 
@@ -230,9 +232,8 @@ class SingularitySection(BaseModel):
     )
     images: dict[str, Annotated[str, AfterValidator(_image_words)]] = _setting(
         {},
-        "What differs for some images, `pattern = words`, in the section [singularity.images]. Words, separated by commas: "
-        + KNOWN_WORDS
-        + ".",
+        "What differs for some images, `pattern = words`, in the section [singularity.images]. Words, separated by commas:"
+        " writable=none, =tmpfs, =overlay or =overlay:MIB; fakeroot; net=none or =host; gpu=nv, =rocm or =none.",
     )
 
     @field_validator("overlay_mib")

@@ -16,6 +16,7 @@ Options = tuple[tuple[str, str], ...]
 
 #: Stands in a value of the GPU options for how many are wanted.
 GPU_COUNT = "{gpus}"
+USUAL_GPU_OPTIONS = {"gres": f"gpu:{GPU_COUNT}"}
 _LONG = {
     "A": "account", "C": "constraint", "G": "gpus", "c": "cpus-per-task", "n": "ntasks", "p": "partition", "q": "qos",
     "t": "time", "w": "nodelist",
@@ -45,7 +46,8 @@ def job_options(
     """The site's options, raised to what is wished for, never lowered.
 
     `head` are the `#SBATCH` lines of the site's script, over which the command line wins. `gpu_options` are added if
-    GPUs are wished for; they replace options of the same name.
+    GPUs are wished for; they replace options of the same name. Where there are none the usual one is added, unless the
+    site's options ask for GPUs already.
     """
     said = {**_head_options(head), **{_long(name): value for name, value in site}}
     wanted: dict[str, str] = {}
@@ -59,8 +61,10 @@ def job_options(
         tasks = _whole(said.get("ntasks")) or 1
         if wishes.cpus > tasks * (_whole(said.get("cpus-per-task")) or 1):
             wanted["cpus-per-task"] = str(math.ceil(wishes.cpus / tasks))
-    if wishes.gpus:
-        for name, value in (gpu_options or {}).items():
+    if wishes.gpus and not gpu_options and _asks_for_gpus(said):
+        unmet += [f"{wishes.gpus} GPUs"] if wishes.gpus > 1 else []
+    elif wishes.gpus:
+        for name, value in (gpu_options or USUAL_GPU_OPTIONS).items():
             wanted[_long(name)] = value.replace(GPU_COUNT, str(wishes.gpus))
     kept = tuple((name, value) for name, value in site if _long(name) not in wanted)
     return JobOptions((*kept, *wanted.items()), tuple(unmet))
@@ -84,6 +88,10 @@ def _head_options(head: Sequence[str]) -> dict[str, str]:
             elif word.startswith("-") and len(word) > 1:
                 found[_long(word[1])] = word[2:] or value
     return found
+
+
+def _asks_for_gpus(said: Mapping[str, str]) -> bool:
+    return "gpu" in said.get("gres", "") or any(name.startswith("gpus") for name in said)
 
 
 def _memory_mib(value: str | None) -> float:
