@@ -20,7 +20,7 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("munge", "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")),
     *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry")),
     *((name,) for name in ("umoci", "skopeo", "busybox-static", "squashfs-tools", "patchelf", "debootstrap")),
-    *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse3")),
+    *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse2fs", "fuse3")),
     *((name,) for name in ("python3-venv", "ca-certificates", "shellcheck")),
     ("docker.io", "docker-ce", "moby-engine"),  # a test starts an engine of its own
     ("containerd", "containerd.io"),

@@ -10,6 +10,7 @@ One class per thing a person would do differently::
     ├── CredentialsInvalid        the file of credentials cannot be used
     ├── MountInvalid              a volume cannot be mounted as asked
     ├── EnvironmentInvalid        a variable cannot be handed to a container
+    ├── DockerOptionInvalid       a Docker option has a value that makes no sense
     ├── ImageNotFound             the registry does not know the image
     ├── ImageNotInStore           no SIF, and the job may not have one made
     ├── RegistryRefused           the registry wants (other) credentials
@@ -91,6 +92,12 @@ class EnvironmentInvalid(ContainerError):
     """A variable cannot be handed to a container."""
 
     remedy = "Names are letters, digits and underscores, not starting with a digit; values hold no NUL."
+
+
+class DockerOptionInvalid(ContainerError):
+    """A Docker run option has a value that Docker would not take either."""
+
+    remedy = "Correct it in the task, in the CLI's `docker-params` or in the worker's `run_options`."
 
 
 class ImageNotFound(ContainerError):

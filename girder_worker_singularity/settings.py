@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from girder_worker_singularity.image.pull_names import PullNames
+from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_singularity.settings_file import read_values, setting, settings_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SECTION = "singularity"
+
+
+def _image_words(text: str) -> str:
+    parse_image_rule(text)
+    return text
 
 
 class SingularitySection(BaseModel):
@@ -114,6 +128,21 @@ class SingularitySection(BaseModel):
         _ = self.pull_names
         return self
 
+    gpu_kind: Literal["nv", "rocm", "none"] = setting(
+        "nv",
+        "How a container that wants GPUs gets them: `nv` (NVIDIA), `rocm` (AMD), `none` (not at all, nor does its job).",
+    )
+    overlay_mib: int = setting(
+        600,
+        "Size in MiB of an overlay that is given none in [singularity.images]; 0: a tmpfs instead of it.",
+        env=("JARVICE_SINGULARITY_OVERLAY_SIZE",),
+    )
+    images: dict[str, Annotated[str, AfterValidator(_image_words)]] = setting(
+        {},
+        "What differs for some images, `pattern = words`, in the section [singularity.images]. Words, separated by commas:"
+        " writable=none, =tmpfs, =overlay or =overlay:MIB; fakeroot; net=none or =host; gpu=nv, =rocm or =none.",
+    )
+
     @property
     def pull_names(self) -> PullNames:
         """How names are completed and redirected; raises SettingsInvalid."""
@@ -124,6 +153,14 @@ class SingularitySection(BaseModel):
     def _plain_path(cls, value: Path | None) -> Path | None:
         if value is not None and (not value.is_absolute() or ":" in str(value)):
             msg = "must be absolute and without a colon, which Apptainer takes for the end of the path"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("overlay_mib")
+    @classmethod
+    def _not_negative(cls, value: int) -> int:
+        if value < 0:
+            msg = "must not be negative"
             raise ValueError(msg)
         return value
 

@@ -67,7 +67,7 @@ def fields_of(sections: Mapping[str, type[BaseModel]]) -> Iterator[SettingField]
                 tuple(extra["env"]),
                 tuple(extra["generic_env"]),
                 is_list="list[" in text,
-                is_table="dict[str, str]" in text,
+                is_table=text.startswith(("dict[str, str]", "dict[str, typing.Annotated")),
                 is_path="Path" in text,
                 separators=extra["separators"],
             )
@@ -101,8 +101,12 @@ class ReadValues:
         problem = error.errors()[0]
         location = (section, *problem["loc"]) if section else problem["loc"]
         where = tuple(str(part) for part in location[:2])
-        source = self.origin.get(where, "") if len(where) == 2 else ""
+        # An entry of a table has a line of its own.
+        entry = ".".join(str(part) for part in location[1:])
+        source = self.origin.get((where[0], entry)) or self.origin.get(where, "") if len(where) == 2 else ""
         name = f"[{where[0]}] {where[1]}" if len(where) == 2 else ".".join(where) or "settings"
+        if len(location) > 2:
+            name = f"[{where[0]}.{where[1]}] {location[2]}"
         # The input of a check of the whole is the whole, passwords included.
         got = f" (got {problem.get('input')!r})" if len(where) == 2 else ""
         return SettingsInvalid(f"{source + ': ' if source else ''}{name}: {problem['msg']}{got}.")
@@ -174,7 +178,7 @@ def _read_file(
             )
         if dot:
             read.values.setdefault(section, {}).setdefault(table, {})[entry.key] = entry.value
-            read.origin[section, table] = where
+            read.origin[section, table] = read.origin[section, f"{table}.{entry.key}"] = where
             continue
         one = fields.get((section, entry.key))
         if one is None or one.is_table:

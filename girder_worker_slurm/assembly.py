@@ -14,6 +14,7 @@ from girder_worker_singularity.assembly import make_store
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
+from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -27,7 +28,7 @@ from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.run_job import JobStory
-from girder_worker_slurm.job.services import Services, StoryRules
+from girder_worker_slurm.job.services import ContainerRules, Services, StoryRules
 from girder_worker_slurm.job.slurm_runner import SlurmCommandRunner
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
@@ -105,6 +106,18 @@ def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
     if settings.slurm.partition and not {"partition", "p"} & set(options):
         options["partition"] = settings.slurm.partition
     return tuple(options.items())
+
+
+def container_rules(settings: Settings) -> ContainerRules:
+    """How containers are run here."""
+    singularity = settings.singularity
+    return ContainerRules(
+        images={pattern: parse_image_rule(words) for pattern, words in singularity.images.items()},
+        overlay_mib=singularity.overlay_mib,
+        gpu_kind=singularity.gpu_kind,
+        gpu_options=settings.slurm.gpu_options,
+        honours_docker_resources=settings.slurm.docker_resources == "honour",
+    )
 
 
 @dataclass
@@ -280,6 +293,7 @@ def _story_rules(settings: Settings, prefix: str) -> StoryRules:
         apptainer=settings.singularity.apptainer,
         slurm_options=slurm_options(settings),
         staging=staging,
+        containers=container_rules(settings),
         submit_script=settings.slurm.submit_script,
         logs_dir=settings.jobs.logs_dir,
         log_limit_bytes=settings.girder.log_limit_bytes,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -174,6 +174,16 @@ class SlurmSection(BaseModel):
     )
     event_grace_seconds: float = setting(
         5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
+    )
+    docker_resources: Literal["honour", "ignore"] = setting(
+        "honour",
+        "What becomes of Docker's limits of memory and processors (`mem_limit`, `nano_cpus`, ...): `honour` asks Slurm for"
+        " at least as much, never for less than the options here; `ignore` leaves it to them.",
+    )
+    gpu_options: dict[str, str] = setting(
+        {},
+        "More sbatch options of jobs that want GPUs, `name = value`, in the section [slurm.gpu_options]; {gpus} stands for"
+        " how many. None: `gres = gpu:{gpus}`, unless the options of every job ask for GPUs already.",
     )
 
 

@@ -49,6 +49,10 @@ class ContainerSpec:
     hostname: str | None = None
     writable_tmpfs: bool = False
     """Let the container write everywhere; what it writes is in memory and lost at the end."""
+    overlay: str | None = None
+    """A file system image, made by `overlay_argv`, that takes what the container writes anywhere."""
+    scratch_mounts: tuple[str, ...] = ()
+    """Places in the container for empty directories, which are in `scratch`."""
     fakeroot: bool = False
     """Let the container see itself as root, as under Docker."""
     network_none: bool = False
@@ -59,9 +63,19 @@ class ContainerSpec:
             ("scratch directory", self.scratch),
             ("working directory", self.working_dir),
             ("environment file", self.environment_file),
+            ("overlay", self.overlay),
+            *(("scratch mount", place) for place in self.scratch_mounts),
         ):
             if path is not None and (not path.startswith("/") or "\0" in path or "\n" in path):
                 raise ContainerError(f"The {what} {path!r} is not an absolute path in one line.")
+        if self.overlay is not None and ":" in self.overlay:
+            # `--overlay` takes what follows for a mode, quoted or not (seen: 1.4.5).
+            raise ContainerError(
+                f"The overlay {self.overlay!r} has a colon in its path.",
+                remedy="Move the jobs root to a directory without colons in its path.",
+            )
+        if self.overlay is not None and self.writable_tmpfs:
+            raise ContainerError("A container has an overlay or a writable tmpfs, not both.")
         if self.hostname is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", self.hostname):
             raise ContainerError(f"{self.hostname!r} is not a host name.")
         _check_names(self.environment)
@@ -83,6 +97,8 @@ def container_arguments(spec: ContainerSpec) -> tuple[str, ...]:
         options += ["--fakeroot", "--no-home"]
     if spec.writable_tmpfs:
         options.append("--writable-tmpfs")
+    if spec.overlay is not None:
+        options += ["--overlay", csv_field(spec.overlay)]
     if spec.network_none:
         options += ["--net", "--network", "none"]
     if spec.gpu is not None:
@@ -91,6 +107,8 @@ def container_arguments(spec: ContainerSpec) -> tuple[str, ...]:
         options += ["--hostname", spec.hostname]
     if spec.scratch is not None:
         options += ["--workdir", spec.scratch]
+    for place in spec.scratch_mounts:
+        options += ["--scratch", csv_field(place)]
     if spec.environment_file is not None:
         # The option takes a list, as one CSV record (seen: 1.4.5).
         options += ["--env-file", csv_field(spec.environment_file)]
@@ -119,7 +137,21 @@ def container_argv(
     argv = (apptainer, "--quiet", "exec", *container_arguments(spec))
     if arguments is None:
         return argv
-    return (*argv, *(tuple(arguments) or (spec.image.command if spec.entrypoint is None else ())))
+    return (*argv, *(tuple(arguments) or default_arguments(spec)))
+
+
+def default_arguments(spec: ContainerSpec) -> tuple[str, ...]:
+    """What follows the entrypoint when the user gives no arguments: the image's command, unless the task names a program."""
+    return () if spec.entrypoint else spec.image.command
+
+
+def overlay_argv(
+    path: str, size_mib: int, *, fakeroot: bool, apptainer: str = "apptainer"
+) -> tuple[str, ...]:
+    """The command that makes an empty overlay; it takes room on disk only as it is written to."""
+    # Without its own --fakeroot the directories in it belong to the user, and `root` cannot write there.
+    as_root = ("--fakeroot",) if fakeroot else ()
+    return (apptainer, "--quiet", "overlay", "create", *as_root, "--sparse", "--size", str(size_mib), path)
 
 
 def container_environment(spec: ContainerSpec) -> dict[str, str]:

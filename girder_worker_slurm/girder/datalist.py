@@ -38,6 +38,17 @@ def is_datalist_request(arguments: Sequence[str], description: str) -> bool:
     return False
 
 
+def has_flag(description: str, flag: str) -> bool:
+    """Whether a parameter of the description has this flag, such as `--gpu`."""
+    if flag.lstrip("-") not in description:
+        return False
+    try:
+        root = fromstring(description)
+    except (ParseError, ValueError):
+        return False
+    return any(flag in _flags(entry) for group in root.iter("parameters") for entry in group)
+
+
 def _matches(
     arguments: Sequence[str], values: Mapping[str, object], flags: Mapping[str, tuple[str, ...]]
 ) -> bool:

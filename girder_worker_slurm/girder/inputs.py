@@ -8,12 +8,13 @@ cluster sees directly is mounted read-only instead of downloaded; addresses and 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
 
+from girder_worker_singularity.run.docker_options import NO_WISHES, ResourceWishes, docker_options
 from girder_worker_singularity.run.mounts import Mount, merge_mounts, mounts_from_docker_volumes
 from girder_worker_slurm.errors import InputUnavailable, NotSupported
 from girder_worker_slurm.girder.transfer_client import TransferClient
@@ -26,32 +27,6 @@ if TYPE_CHECKING:
 #: Where Girder Worker mounts volumes and directly read files in the container.
 VOLUME_PREFIX = "/mnt/girder_worker"
 DIRECT_PREFIX = "/mnt/girder_direct_worker"
-
-#: Docker run options with a meaning on a cluster. What else a task asks for is named in its log.
-_UNDERSTOOD = frozenset(
-    {
-        "image",
-        "pull_image",
-        "entrypoint",
-        "container_args",
-        "volumes",
-        "remove_container",
-        "stream_connectors",
-        "environment",
-        "working_dir",
-        "hostname",
-        "network_mode",
-        "runtime",
-        "name",
-        "tty",
-        "detach",
-        "stdout",
-        "stderr",
-        "stream",
-        "remove",
-        "auto_remove",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +42,12 @@ class StagedTask:
     working_dir: str | None = None
     hostname: str | None = None
     without_network: bool = False
-    wants_gpu: bool = False
+    #: As Docker has it: name or number, maybe `:group`.
+    user: str | None = None
+    read_only: bool = False
+    scratch_mounts: tuple[str, ...] = ()
+    #: What Docker's limits and device requests mean for the job.
+    wishes: ResourceWishes = NO_WISHES
     #: Docker options that have no counterpart here.
     ignored_options: tuple[str, ...] = ()
 
@@ -83,7 +63,10 @@ class StagedTask:
             "working_dir": self.working_dir,
             "hostname": self.hostname,
             "without_network": self.without_network,
-            "wants_gpu": self.wants_gpu,
+            "user": self.user,
+            "read_only": self.read_only,
+            "scratch_mounts": list(self.scratch_mounts),
+            "wishes": asdict(self.wishes),
             "ignored_options": list(self.ignored_options),
         }
 
@@ -101,7 +84,11 @@ class StagedTask:
             working_dir=stored["working_dir"],
             hostname=stored["hostname"],
             without_network=stored["without_network"],
-            wants_gpu=stored["wants_gpu"],
+            # Records of older versions have none of these four.
+            user=stored.get("user"),
+            read_only=stored.get("read_only", False),
+            scratch_mounts=tuple(stored.get("scratch_mounts", ())),
+            wishes=ResourceWishes(**stored.get("wishes", {"gpus": int(stored.get("wants_gpu", False))})),
             ignored_options=tuple(stored["ignored_options"]),
         )
 
@@ -162,19 +149,23 @@ def stage(
         raise NotSupported(msg)
     merged = _with_site_options(arguments, rules.run_options)
     mounts += mounts_from_docker_volumes(merged.pop("site_volumes", {}))
+    options = docker_options({key: value for key, value in merged.items() if key != "volumes"})
     own = Mount(str(volume.host_path), volume.container_path, read_only=False)
     return StagedTask(
         image=image_of(decoded),
         pull_policy=pull_policy(arguments.get("pull_image", True)),
         arguments=tuple(str(value) for value in values),
-        mounts=tuple(merge_mounts((own, *mounts, *direct))),
-        environment=_environment(merged.get("environment")),
-        entrypoint=_words(merged.get("entrypoint")),
-        working_dir=merged.get("working_dir"),
-        hostname=merged.get("hostname"),
-        without_network=merged.get("network_mode") == "none",
-        wants_gpu=bool(merged.get("device_requests")) or merged.get("runtime") == "nvidia",
-        ignored_options=tuple(sorted(key for key in merged if key not in _UNDERSTOOD | {"device_requests"})),
+        mounts=tuple(merge_mounts((own, *mounts, *options.mounts, *direct))),
+        environment=options.environment,
+        entrypoint=options.entrypoint,
+        working_dir=options.working_dir,
+        hostname=options.hostname,
+        without_network=options.without_network,
+        user=options.user,
+        read_only=options.read_only,
+        scratch_mounts=options.scratch_mounts,
+        wishes=options.wishes,
+        ignored_options=options.ignored,
     )
 
 
@@ -370,19 +361,6 @@ def _with_site_options(arguments: Mapping[str, Any], site: Mapping[str, Any]) ->
     if volumes:
         merged["site_volumes"] = volumes
     return merged
-
-
-def _environment(value: Any) -> dict[str, str]:
-    if isinstance(value, dict):
-        return {str(key): "" if entry is None else str(entry) for key, entry in value.items()}
-    pairs = (str(entry).partition("=") for entry in value or ())
-    return {name: text for name, _, text in pairs if name}
-
-
-def _words(entrypoint: Any) -> tuple[str, ...] | None:
-    if entrypoint is None:
-        return None
-    return (entrypoint,) if isinstance(entrypoint, str) else tuple(str(word) for word in entrypoint)
 
 
 def _words_of(error: HttpError) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.run.container import (
-    ContainerSpec,
     container_arguments,
     container_argv,
     container_environment,
+    default_arguments,
     environment_file_text,
+    overlay_argv,
 )
 from girder_worker_slurm.errors import NotSupported
 from girder_worker_slurm.girder import inputs
 from girder_worker_slurm.girder.datalist import is_datalist_request
+from girder_worker_slurm.girder.gpu_argument import gpus_asked_for
 from girder_worker_slurm.girder.ingest import read_descriptions
+from girder_worker_slurm.job.container_plan import RunPaths, container_plan
 from girder_worker_slurm.job.services import DIRECT, Parked
 from girder_worker_slurm.records.record import directory_name, write_durably
 from girder_worker_slurm.script.render import (
@@ -26,9 +31,12 @@ from girder_worker_slurm.script.render import (
     render_script,
     sbatch_head,
 )
+from girder_worker_slurm.script.resources import job_options
 
 if TYPE_CHECKING:
+    from girder_worker_singularity.run.container import ContainerSpec
     from girder_worker_singularity.sif.store import Sif
+    from girder_worker_slurm.job.container_plan import ContainerPlan
     from girder_worker_slurm.job.girder_side import GirderSide
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
@@ -84,25 +92,20 @@ class Preparation:
             raise Parked(task.image, task.pull_policy)
         job.sif = None
         run = self._do.runs.path(state.token)
-        spec = ContainerSpec(
+        plan = container_plan(
+            self._with_gpu_argument(task, sif),
             sif=str(sif.path),
             image=sif.config,
-            mounts=task.mounts,
-            environment=task.environment,
-            environment_file=str(run / "environment"),
-            scratch=str(run / "scratch"),
-            working_dir=task.working_dir,
-            entrypoint=task.entrypoint,
-            gpu="nv" if task.wants_gpu or sif.config.needs_nvidia else None,
-            hostname=task.hostname,
-            network_none=task.without_network,
+            rules=self._rules.containers,
+            paths=RunPaths(*(str(run / name) for name in ("environment", "scratch", "scratch/overlay.img"))),
+            uid=os.getuid(),
         )
+        spec = plan.spec
         self._do.runs.write(
             state.token, "environment", environment_file_text(container_environment(spec)).encode()
         )
-        arguments = task.arguments or (() if task.entrypoint is not None else sif.config.command)
         try:
-            data = argument_file(arguments)
+            data = argument_file(task.arguments or default_arguments(spec))
         except ValueError as error:
             raise NotSupported(str(error)) from error
         self._do.runs.write(state.token, "arguments", data)
@@ -115,13 +118,48 @@ class Preparation:
             scratch=str(run / "scratch"),
             container=container,
             sbatch_head=head,
+            thread_variables=plan.thread_variables,
+            gpu_variables=plan.gpu_variables,
+            overlay=spec.overlay or "",
+            make_overlay=self._make_overlay(plan),
         )
         self._do.runs.write(state.token, "job.slurm", render_script(script).encode(), mode=0o700)
-        if task.ignored_options:
+        asked = job_options(
+            self._rules.slurm_options,
+            plan.wishes,
+            head=head,
+            gpu_options=self._rules.containers.gpu_options,
+        )
+        self._say_what_is_not_met(job, plan.ignored, asked.unmet)
+        # What all jobs have is not repeated in each record.
+        job.record.append(
+            "rendered", options=None if asked.options == self._rules.slurm_options else asked.options
+        )
+
+    def _with_gpu_argument(self, task: inputs.StagedTask, sif: Sif) -> inputs.StagedTask:
+        """The task, which wants GPUs if its argument `--gpu` says so."""
+        if not task.arguments:
+            return task
+        cli, *rest = task.arguments
+        description = read_descriptions(self._rules.jobs_root, sif.path.name).get(cli, "")
+        gpus = max(task.wishes.gpus, gpus_asked_for(rest, description))
+        return replace(task, wishes=replace(task.wishes, gpus=gpus))
+
+    def _make_overlay(self, plan: ContainerPlan) -> tuple[str, ...]:
+        spec = plan.spec
+        if spec.overlay is None:
+            return ()
+        return overlay_argv(
+            spec.overlay, plan.overlay_mib, fakeroot=spec.fakeroot, apptainer=self._rules.apptainer
+        )
+
+    def _say_what_is_not_met(self, job: LiveJob, ignored: tuple[str, ...], unmet: tuple[str, ...]) -> None:
+        if ignored:
             self._girder.feed(job).note(
-                f"These Docker options have no counterpart on a cluster: {', '.join(task.ignored_options)}."
+                f"These Docker options have no counterpart on a cluster: {', '.join(ignored)}."
             )
-        job.record.append("rendered")
+        if unmet:
+            self._girder.feed(job).note(f"The site's own sbatch options decide about {', '.join(unmet)}.")
 
     def _sif_at_hand(self, task: inputs.StagedTask) -> Sif | None:
         return self._do.images.find_for(task.image, task.pull_policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from girder_worker_slurm.celery_worker.message import DecodedTask, decode
 from girder_worker_slurm.errors import JobCancelled, WorkerStopping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
+    from girder_worker_singularity.run.image_rules import ImageRule
     from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.direct_cluster import DirectCluster
     from girder_worker_slurm.cluster.interface import Cluster
@@ -41,6 +42,20 @@ class ResultSender(Protocol):
 
 
 @dataclass(frozen=True)
+class ContainerRules:
+    """How this site's containers are run."""
+
+    #: Pattern of images → what differs for them.
+    images: Mapping[str, ImageRule] = field(default_factory=dict)
+    overlay_mib: int = 600
+    gpu_kind: Literal["nv", "rocm", "none"] = "nv"
+    #: sbatch options of jobs that want GPUs.
+    gpu_options: Mapping[str, str] = field(default_factory=dict)
+    #: Whether Docker's limits become sbatch options.
+    honours_docker_resources: bool = True
+
+
+@dataclass(frozen=True)
 class StoryRules:
     """The settings that the steps need."""
 
@@ -49,6 +64,7 @@ class StoryRules:
     apptainer: str
     slurm_options: tuple[tuple[str, str], ...]
     staging: StagingRules
+    containers: ContainerRules = ContainerRules()
     submit_script: Path | None = None
     logs_dir: Path | None = None
     log_limit_bytes: int = 3_000_000

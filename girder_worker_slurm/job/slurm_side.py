@@ -52,7 +52,8 @@ class SlurmSide:
             self._submitted(job, SlurmJobId(running))
             return
         run = self._do.runs.path(state.token)
-        submission = Submission(state.token, run / "job.slurm", run / "slurm.out", self._rules.slurm_options)
+        options = self._rules.slurm_options if state.options is None else state.options
+        submission = Submission(state.token, run / "job.slurm", run / "slurm.out", options)
         try:
             slurm_job_id = self._do.cluster_of(job).submit(submission)
         except SubmitUnsure:

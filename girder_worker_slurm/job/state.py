@@ -95,6 +95,8 @@ class JobState:
     nonce: str = ""
     #: Name of a cluster other than the configured one: ``direct`` for what runs on the worker's host.
     cluster: str = ""
+    #: sbatch options of this job; None: those of every job.
+    options: tuple[tuple[str, str], ...] | None = None
     slurm_job_id: str = ""
     submitted_at: float = 0.0
     started: Mapping[str, Any] | None = None
@@ -201,6 +203,12 @@ def _lost(state: JobState, _entry: Mapping[str, Any]) -> JobState:
     return replace(state, phase=Phase.RENDERED, slurm_job_id="")
 
 
+def _rendered(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    options = entry.get("options")
+    own = None if options is None else tuple((str(name), str(value)) for name, value in options)
+    return replace(state, phase=max(state.phase, Phase.RENDERED), options=own)
+
+
 def _again(state: JobState, _entry: Mapping[str, Any]) -> JobState:
     """The attempt is over before it started; the next one gets a token of its own."""
     return replace(state, phase=Phase.ADMITTED, token="", nonce="", slurm_job_id="", started=None, ended=None)
@@ -259,7 +267,7 @@ _CHANGES: dict[str, Any] = {
     "admitted": _admitted,
     "attempt": _attempt,
     "staged": _staged,
-    "rendered": _phase(Phase.RENDERED),
+    "rendered": _rendered,
     "intent": _phase(Phase.SUBMITTING),
     "submitted": _submitted,
     "lost": _lost,

@@ -30,11 +30,19 @@ class JobScript:
     container: tuple[str, ...]
     #: ``#SBATCH`` lines of a site's own script.
     sbatch_head: tuple[str, ...] = ()
+    #: Variables of the container that say how many processors there are.
+    thread_variables: tuple[str, ...] = ()
+    #: Variables of the job that name its GPUs.
+    gpu_variables: tuple[str, ...] = ()
+    #: A file system image to be made before the container starts and removed after it, and the command that makes it.
+    overlay: str = ""
+    make_overlay: tuple[str, ...] = ()
 
 
 def render_script(script: JobScript) -> str:
     """The job script; raises ValueError when a value cannot be quoted."""
     values = (script.token, script.run, script.spool, script.log, script.scratch, *script.container)
+    values += (script.overlay, *script.make_overlay, *script.thread_variables, *script.gpu_variables)
     template = script_template(__package__, "singularity.slurm", values)
     return template.render(
         token=script.token,
@@ -44,6 +52,10 @@ def render_script(script: JobScript) -> str:
         scratch=script.scratch,
         container=script.container,
         sbatch_head=script.sbatch_head,
+        thread_variables=script.thread_variables,
+        gpu_variables=script.gpu_variables,
+        overlay=script.overlay,
+        make_overlay=script.make_overlay,
     )
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
@@ -18,6 +18,7 @@ import docker.errors
 from tests.support.images import build_oci_layout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 # Not the caller's PATH: that may lack sbin, or have another engine's programs in front.
@@ -59,16 +60,20 @@ class DockerEngine:
 
     def load(self, name: str, text: str) -> str:
         """Gives the engine an image whose program says this text; the answer is the image's name."""
+        return self.load_image(
+            name,
+            {"/opt/my app/say.sh": f'#!/bin/sh\necho "{text} $VALUE $PWD $*"\n'},
+            entrypoint=["./say.sh"],
+            command=["from", "the image"],
+            workdir="/opt/my app",
+            env={"VALUE": "a b"},
+            labels={"note": "y z"},
+        )
+
+    def load_image(self, name: str, files: Mapping[str, str | bytes], **config: Any) -> str:
+        """Gives the engine an image with these files, configured as `build_oci_layout` takes it; the answer is its name."""
         with tempfile.TemporaryDirectory(prefix="test-image-") as directory:
-            layout = build_oci_layout(
-                Path(directory) / "oci",
-                {"/opt/my app/say.sh": f'#!/bin/sh\necho "{text} $VALUE $PWD $*"\n'},
-                entrypoint=["./say.sh"],
-                command=["from", "the image"],
-                workdir="/opt/my app",
-                env={"VALUE": "a b"},
-                labels={"note": "y z"},
-            )
+            layout = build_oci_layout(Path(directory) / "oci", files, **config)
             archive = Path(directory) / "image.tar"
             # Not straight to the engine: Debian 12's skopeo speaks an API that newer engines refuse.
             subprocess.run(
@@ -83,6 +88,20 @@ class DockerEngine:
             finally:
                 client.close()
         return name
+
+    def run(self, image: str, arguments: Sequence[str], **options: Any) -> tuple[int, bytes]:
+        """Exit code and standard output of a container, with docker-py's options."""
+        client = docker.DockerClient(self.host, timeout=60)
+        try:
+            container = client.containers.create(image, list(arguments), network_mode="none", **options)
+            try:
+                container.start()
+                code = container.wait(timeout=60)["StatusCode"]
+                return code, container.logs(stdout=True, stderr=False)
+            finally:
+                container.remove(force=True)
+        finally:
+            client.close()
 
     def hang(self) -> None:
         """Connections are accepted from now on, but never answered."""

@@ -84,11 +84,12 @@ def build_oci_layout(
     env: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
     command: Sequence[str] | None = None,
+    applets: bool = True,
 ) -> Path:
     """The directory of a new image in OCI layout, its tag being `latest`."""
     (layout / "blobs/sha256").mkdir(parents=True)
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    plain_layer = _layer(files or {}, workdir)
+    plain_layer = _layer(files or {}, workdir, applets=applets)
     layer = _blob(layout, gzip.compress(plain_layer, compresslevel=1, mtime=0))
     config: dict[str, Any] = {
         "Env": ["PATH=/usr/bin:/bin", *(f"{name}={value}" for name, value in (env or {}).items())],
@@ -124,7 +125,7 @@ def missing_programs() -> list[str]:
     return missing if BUSYBOX.exists() else [*missing, str(BUSYBOX)]
 
 
-def _layer(files: Mapping[str, str | bytes], workdir: str | None) -> bytes:
+def _layer(files: Mapping[str, str | bytes], workdir: str | None, *, applets: bool) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         directories = dict.fromkeys(_DIRECTORIES)
@@ -136,7 +137,7 @@ def _layer(files: Mapping[str, str | bytes], workdir: str | None) -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if directory.endswith("tmp") else 0o755
             tar.addfile(entry)
         _add(tar, "bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
-        for applet in _applets():
+        for applet in _applets() if applets else ():
             entry = tarfile.TarInfo(f"bin/{applet}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(entry)

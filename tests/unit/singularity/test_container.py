@@ -12,7 +12,9 @@ from girder_worker_singularity.run.container import (
     container_arguments,
     container_argv,
     container_environment,
+    default_arguments,
     environment_file_text,
+    overlay_argv,
 )
 from girder_worker_singularity.run.mounts import Mount
 
@@ -49,6 +51,38 @@ def test_every_option_stands_before_the_sif():
         "--env-file", '"/r/environment"', "--mount", 'type=bind,"source=/h","destination=/c",ro',
         "--pwd", "/opt/x", "/s/a.sif", "./run",
     )  # fmt: skip
+
+
+def test_an_overlay_and_scratch_mounts_are_quoted_for_apptainers_lists():
+    arguments = container_arguments(spec(overlay="/a,b/o.img", scratch="/s", scratch_mounts=("/c,d", "/e")))
+    assert arguments[3:11] == (
+        "--overlay", '"/a,b/o.img"', "--workdir", "/s", "--scratch", '"/c,d"', "--scratch", '"/e"',
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("overlay", ["/a:b/o.img", "relative.img", "/a\nb"])
+def test_an_overlay_whose_path_apptainer_cannot_take_is_refused(overlay):
+    with pytest.raises(ContainerError, match="overlay"):
+        spec(overlay=overlay)
+
+
+def test_a_container_is_not_written_into_two_places():
+    with pytest.raises(ContainerError, match="not both"):
+        spec(overlay="/o.img", writable_tmpfs=True)
+
+
+def test_an_overlay_for_root_is_made_as_one():
+    assert overlay_argv("/o.img", 600, fakeroot=False)[-4:] == ("--sparse", "--size", "600", "/o.img")
+    assert overlay_argv("/o.img", 600, fakeroot=True, apptainer="/a")[:5] == (
+        "/a", "--quiet", "overlay", "create", "--fakeroot",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "expected"), [(None, ("--help",)), ((), ("--help",)), (("/bin/x",), ())]
+)
+def test_the_image_s_command_is_for_its_own_entrypoint_or_for_none(entrypoint, expected):
+    assert default_arguments(spec(entrypoint=entrypoint)) == expected
 
 
 def test_values_of_variables_never_stand_in_the_arguments():

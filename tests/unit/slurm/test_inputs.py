@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from girder_client import GirderClient
 from girder_worker.docker.transforms import (
@@ -25,6 +27,7 @@ from slicer_cli_web.girder_worker_plugin.direct_docker_run import (
 )
 
 from girder_worker_singularity.errors import MountInvalid
+from girder_worker_singularity.run.docker_options import ResourceWishes
 from girder_worker_slurm.celery_worker.message import DecodedTask
 from girder_worker_slurm.errors import InputUnavailable, JobCancelled, NotSupported
 from girder_worker_slurm.girder.inputs import StagedTask, StagingRules, image_of, pull_policy, stage
@@ -280,11 +283,30 @@ def test_options_of_docker_are_understood_or_named(bench):
         network_mode="none",
         device_requests=[{"count": -1}],
         shm_size="8g",
+        mem_limit="1g",
+        nano_cpus=2_500_000_000,
+        tmpfs={"/cache": "size=1g"},
+        devices=["/dev/fuse"],
+        user="root",
+        read_only=True,
         privileged=True,
+        cap_add=["SYS_ADMIN"],
+        dns=[],
     )
     assert task.entrypoint == ("/bin/tool",)
-    assert (task.working_dir, task.hostname, task.without_network, task.wants_gpu) == ("/w", "h", True, True)
-    assert task.ignored_options == ("privileged", "shm_size")
+    assert (task.working_dir, task.hostname, task.without_network) == ("/w", "h", True)
+    assert task.wishes == ResourceWishes(memory_mib=1024, cpus=3, gpus=1)
+    assert (task.scratch_mounts, task.user, task.read_only) == (("/cache",), "root", True)
+    assert ("/dev/fuse", "/dev/fuse", False) in mounts(task)
+    assert task.ignored_options == ("cap_add", "privileged")
+    assert StagedTask.from_json(json.loads(json.dumps(task.as_json()))) == task
+
+
+def test_a_task_that_an_older_version_staged_is_understood(bench):
+    stored = bench.stage().as_json()
+    for name in ("user", "read_only", "scratch_mounts", "wishes"):
+        del stored[name]
+    assert StagedTask.from_json({**stored, "wants_gpu": True}).wishes == ResourceWishes(gpus=1)
 
 
 def test_site_options_stand_below_those_of_the_task(bench):

@@ -36,6 +36,10 @@ EXAMPLE = JobScript(
         "*",
     ),
     sbatch_head=("#SBATCH --mem=4G", "#SBATCH --time=1:00:00"),
+    thread_variables=("OMP_NUM_THREADS",),
+    gpu_variables=("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"),
+    overlay="/shared/jobs/run/gw-abc-1/scratch/overlay.img",
+    make_overlay=("apptainer", "overlay", "create", "/shared/jobs/run/gw-abc-1/scratch/overlay.img"),
 )
 
 
@@ -99,7 +103,7 @@ def test_every_argument_reaches_the_container_as_it_is(arguments):
 class Bench:
     """A run directory with a script in it, and bash to run it as Slurm would."""
 
-    def __init__(self, tmp_path, container=("/bin/bash", "-c", 'printf "<%s>" "$@"', "name")):
+    def __init__(self, tmp_path, container=("/bin/bash", "-c", 'printf "<%s>" "$@"', "name"), **script):
         self.runs = RunDirectories(tmp_path / "jobs root")
         self.runs.prepare()
         self.token = "gw-it-1"
@@ -114,15 +118,17 @@ class Bench:
             log=str(self.log),
             scratch=str(self.run / "scratch"),
             container=tuple(container),
+            **script,
         )
         self.script = self.runs.write(self.token, "job.slurm", render_script(script).encode(), mode=0o700)
 
-    def start(self, job_id="11", restart="0"):
+    def start(self, job_id="11", restart="0", **slurm):
         environment = {
             "PATH": os.environ["PATH"],
             "SLURM_JOB_ID": job_id,
             "SLURM_RESTART_COUNT": restart,
             "SLURMD_NODENAME": "node7",
+            **slurm,
         }
         return subprocess.Popen(
             [str(self.script)],
@@ -161,6 +167,65 @@ def test_a_run_claims_its_directory_and_tells_its_start_and_its_end(tmp_path):
     assert events["ended"].fields["log_bytes"] == bench.log.stat().st_size
     assert (bench.runs.claimed_by(bench.token), bench.runs.claimant(bench.token)) == ("job", "11")
     assert (bench.run / "scratch").is_dir()
+
+
+def test_the_container_s_environment_file_learns_what_slurm_allocated(tmp_path):
+    bench = Bench(
+        tmp_path,
+        thread_variables=("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+        gpu_variables=("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "ROCR_VISIBLE_DEVICES"),
+    )
+    bench.runs.write(bench.token, "environment", b'GIVEN="x"\n')
+    slurm = {
+        "SLURM_CPUS_ON_NODE": "8",
+        "CUDA_VISIBLE_DEVICES": "GPU-1a,MIG-2/0",
+        "ROCR_VISIBLE_DEVICES": "0$(id)",
+    }
+    bench.finish(**slurm)
+    expected = 'GIVEN="x"\nOMP_NUM_THREADS=8\nMKL_NUM_THREADS=8\nCUDA_VISIBLE_DEVICES=GPU-1a,MIG-2/0\n'
+    assert (bench.run / "environment").read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("slurm", "cpus"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "2", "SLURM_CPUS_ON_NODE": "8"}, "2"),
+        ({"SLURM_CPUS_ON_NODE": "4(x2)"}, None),
+        ({}, None),
+    ],
+)
+def test_the_processors_of_a_task_count_before_those_of_the_node(tmp_path, slurm, cpus):
+    bench = Bench(tmp_path, thread_variables=("OMP_NUM_THREADS",))
+    bench.finish(**slurm)
+    said = (bench.run / "environment").read_text()
+    assert said == ("" if cpus is None else f"OMP_NUM_THREADS={cpus}\n")
+
+
+def test_an_overlay_is_there_for_the_container_and_gone_after_it(tmp_path):
+    overlay = tmp_path / "it's an overlay"
+    bench = Bench(
+        tmp_path,
+        ("/bin/bash", "-c", f'cat "{overlay}"'),
+        overlay=str(overlay),
+        make_overlay=("/bin/bash", "-c", f'echo made >"{overlay}"'),
+    )
+    bench.finish()
+    assert bench.log.read_text() == "made\n"
+    assert not overlay.exists()
+
+
+def test_without_its_overlay_no_container_is_started_and_the_log_says_why(tmp_path):
+    bench = Bench(
+        tmp_path,
+        ("/bin/bash", "-c", "echo ran"),
+        overlay=str(tmp_path / "overlay"),
+        make_overlay=("/bin/bash", "-c", "echo no room >&2; exit 1"),
+    )
+    assert bench.finish()[0] == 74
+    assert bench.events()["ended"].fields["exit_code"] == 74
+    assert bench.log.read_text().startswith(
+        "no room\nThe overlay for what the container writes could not be made"
+    )
 
 
 def test_the_container_gets_the_arguments_as_they_are(tmp_path):

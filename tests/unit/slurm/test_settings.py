@@ -92,6 +92,47 @@ def test_sbatch_options_stand_in_a_section_of_their_own_and_keep_their_case(tmp_
     assert load_settings((file,), {}).slurm.options == {"mem": "4G", "exclusive": "", "A": "Account%(x)s"}
 
 
+def test_what_differs_for_some_images_is_a_table(tmp_path):
+    file = cfg(tmp_path, "[singularity.images]\nteam/* = writable=overlay:600, fakeroot\nx:1 = net=none\n")
+    images = load_settings((file,), {}).singularity.images
+    assert images == {"team/*": "writable=overlay:600, fakeroot", "x:1": "net=none"}
+
+
+def test_a_mistake_in_a_table_is_told_with_its_own_line(tmp_path):
+    file = cfg(tmp_path, "[singularity.images]\na = fakeroot\nb = writeable=tmpfs\nc = net=none\n")
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings((file,), {})
+    message = str(caught.value)
+    assert message.startswith(f"{file}:3: [singularity.images] b: ")
+    assert "`writeable=tmpfs` is not known" in message
+    assert "writable=overlay:MIB" in message
+
+
+def test_options_for_gpus_are_a_table(tmp_path):
+    file = cfg(tmp_path, "[slurm.gpu_options]\ngres = gpu:a100:{gpus}\npartition = gpu\n")
+    options = load_settings((file,), {}).slurm.gpu_options
+    assert options == {"gres": "gpu:a100:{gpus}", "partition": "gpu"}
+
+
+@pytest.mark.parametrize(("value", "mib"), [("640", 640), ("0", 0)])
+def test_the_size_of_an_overlay_is_known_by_its_older_name(value, mib):
+    assert load_settings((), {"JARVICE_SINGULARITY_OVERLAY_SIZE": value}).singularity.overlay_mib == mib
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[singularity]\noverlay_mib = -1\n",
+        "[singularity]\ngpu_kind = cuda\n",
+        "[slurm]\ndocker_resources = no\n",
+    ],
+)
+def test_a_word_or_number_out_of_place_is_refused_with_its_line(tmp_path, text):
+    file = cfg(tmp_path, text)
+    with pytest.raises(SettingsInvalid, match=f"{file}:2"):
+        load_settings((file,), {})
+
+
 def test_run_options_are_json():
     env = {"GIRDER_WORKER_DOCKER_RUN_OPTIONS": '{"shm_size": "8g"}'}
     assert load_settings((), env).singularity.run_options == {"shm_size": "8g"}
