@@ -204,7 +204,10 @@ def remove_dead_builds(options: ConvertOptions) -> None:
     """Remove what a converter left that was killed in the middle, and end the Apptainer it left running."""
     parent = options.tmp_dir or Path(tempfile.gettempdir())
     for build_dir in parent.glob(f"{BUILD_DIRECTORY_PREFIX}*"):
-        owner = read_holder(build_dir / _OWNER_FILE)
+        try:
+            owner = read_holder(build_dir / _OWNER_FILE)
+        except PermissionError:  # another user's, in a directory that many share
+            continue
         if owner is not None and owner.is_gone():
             _end_processes_that_work_in(build_dir)
             _remove_tree(build_dir)

@@ -20,6 +20,7 @@ from girder_worker_singularity.errors import (
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.lease import Holder, write_holder
 from girder_worker_singularity.sif.convert import (
+    BUILD_DIRECTORY_PREFIX,
     ConvertOptions,
     build_argv,
     build_environment,
@@ -221,3 +222,15 @@ def test_what_a_dead_converter_left_is_removed_and_a_living_ones_is_not(tmp_path
     (tmp_path / "girder-sif-dead" / "rootfs").chmod(0o500)
     remove_dead_builds(ConvertOptions(tmp_dir=tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["girder-sif-alive", "girder-sif-unknown"]
+
+
+def test_the_build_of_another_user_in_a_shared_directory_is_left_alone(tmp_path, monkeypatch):
+    theirs = tmp_path / f"{BUILD_DIRECTORY_PREFIX}theirs"
+    theirs.mkdir()
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("girder_worker_singularity.sif.convert.read_holder", closed)
+    remove_dead_builds(ConvertOptions(tmp_dir=tmp_path))
+    assert theirs.exists()
