@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+BY_HAND = "put there by hand"
+"""The source of a SIF that nobody can make again from here."""
+
+
 @dataclass(frozen=True)
 class SifNote:
     """The facts about one SIF; empty or None what is not known."""
@@ -48,11 +52,16 @@ def read_note(path: Path) -> SifNote | None:
         image_id=_text_or_none(values.get("image_id")),
         source=str(values.get("source", "")),
         reference=str(values.get("reference", "")),
+        converted_at=_seconds(values.get("converted_at")),
     )
 
 
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _seconds(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def write_note(path: Path, note: SifNote, *, replace: bool = True) -> None:

@@ -8,6 +8,7 @@ The directory, which other Digital Slide Archive tools may share::
     .leases/team_tool_1        held while one process makes it
     .tmp-team_tool_1~….sif     a SIF in the making; it gets its name when it is whole
     .old-team_tool_1~….sif     a SIF that was replaced, kept for the jobs that run from it
+    .used/team_tool_1.sif      when it was last used, see `sif/use.py`
 
 A `.sif` that somebody put there by hand needs no note. The note is written before its SIF, so that a name is never
 without an owner: it decides *whose* the file is, and it speaks of *that* file only as long as the identities agree.
@@ -42,7 +43,7 @@ from girder_worker_singularity.image.reference import ImageReference, parse_imag
 from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost
 from girder_worker_singularity.sif.convert import ConvertOptions, Source, convert, remove_dead_builds
 from girder_worker_singularity.sif.file import SifContents, read_sif
-from girder_worker_singularity.sif.note import SifNote, fsync, note_path, read_note, write_note
+from girder_worker_singularity.sif.note import BY_HAND, SifNote, fsync, note_path, read_note, write_note
 from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
 from girder_worker_singularity.source.registry_digest import registry_digest
 
@@ -56,7 +57,9 @@ logger = logging.getLogger(__name__)
 
 Policy = Literal["always", "if-not-present", "never"]
 
-_LEASES = ".leases"
+LEASES = ".leases"
+"""Directory of the leases, each named like the SIF that its holder makes or removes."""
+
 _FOLLOWER_POLL_SECONDS = 0.2
 _ATTEMPTS = 3
 
@@ -265,7 +268,7 @@ class SifStore:
 
     def _acquire(self, reference: ImageReference, should_stop: Callable[[], bool] | None) -> Lease:
         # The lease has the plain name, so that images which compete for one file name also wait for each other.
-        path = self.root / _LEASES / reference.sif_stem
+        path = self.root / LEASES / reference.sif_stem
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             holder = Holder.this_process("SIF converter")
@@ -434,7 +437,7 @@ class SifStore:
         """Note whose a SIF is that was put there by hand, so that no other image takes it for its own."""
         if sif.path.name != sif.reference.sif_name or note_path(sif.path).exists():
             return
-        note = SifNote(sif.reference.canonical, source="put there by hand", reference=str(sif.reference))
+        note = SifNote(sif.reference.canonical, source=BY_HAND, reference=str(sif.reference))
         with contextlib.suppress(OSError):  # a store that only can be read works as well
             write_note(sif.path, note, replace=False)
 
