@@ -14,6 +14,7 @@ from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
 from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
@@ -26,7 +27,7 @@ from girder_worker_slurm.doctor.checklist import start_checks
 from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
-from girder_worker_slurm.job.retention import Retention
+from girder_worker_slurm.job.retention import ImageRetention, Retention
 from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import Services, StoryRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
@@ -85,6 +86,15 @@ def make_images(settings: Settings, runner: CommandRunner, clock: Clock) -> SifS
     return SifStore(settings.sif_image_path, runner, clock, options)
 
 
+def prune_rules(settings: Settings) -> PruneRules:
+    """Which SIFs the worker removes by itself."""
+    singularity = settings.singularity
+    return PruneRules(
+        unused_seconds=singularity.prune_unused_days * DAY_SECONDS or None,
+        most_bytes=singularity.max_store_bytes or None,
+    )
+
+
 def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The sbatch options of every job."""
     options = dict(settings.slurm.options)
@@ -105,6 +115,7 @@ class SlurmWorker:
     unhandled: UnhandledMessages
     lease: Lease
     retention: Retention
+    image_retention: ImageRetention
     _consumers: ConsumerSwitch
 
     def start(self) -> None:
@@ -135,6 +146,7 @@ class SlurmWorker:
                 for record in self.root.orphaned_records(self.clock):
                     self.supervisor.accept(record)
                 self.retention.remove_old()
+                self.image_retention.look_after()
             except LeaseLost:
                 # Others saw this worker stand still and carry its jobs now; two must not work under one name.
                 logger.critical(
@@ -243,7 +255,12 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     retention = Retention(
         root, runs, clock, keep_days=settings.jobs.keep_days, keep_failed_days=settings.jobs.keep_failed_days
     )
-    return SlurmWorker(settings, root, clock, supervisor, intake, unhandled, lease, retention, consumers)
+    image_retention = ImageRetention(
+        settings.sif_image_path, clock, prune_rules(settings), sifs_in_use=supervisor.sifs_in_use
+    )
+    return SlurmWorker(
+        settings, root, clock, supervisor, intake, unhandled, lease, retention, image_retention, consumers
+    )
 
 
 def _story_rules(settings: Settings, prefix: str) -> StoryRules:

@@ -13,6 +13,7 @@ from girder_worker_singularity.run.container import (
     container_environment,
     environment_file_text,
 )
+from girder_worker_singularity.sif.use import take
 from girder_worker_slurm.errors import NotSupported
 from girder_worker_slurm.girder import inputs
 from girder_worker_slurm.girder.datalist import is_datalist_request
@@ -80,7 +81,7 @@ class Preparation:
             json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
         )
         sif = job.sif or self._sif_at_hand(task)
-        if sif is None:
+        if sif is None or not take(sif.path, self._do.clock):
             raise Parked(task.image, task.pull_policy)
         job.sif = None
         run = self._do.runs.path(state.token)
@@ -117,7 +118,7 @@ class Preparation:
             self._girder.feed(job).note(
                 f"These Docker options have no counterpart on a cluster: {', '.join(task.ignored_options)}."
             )
-        job.record.append("rendered")
+        job.record.append("rendered", sif=str(sif.path))
 
     def _sif_at_hand(self, task: inputs.StagedTask) -> Sif | None:
         return None if task.pull_policy == "always" else self._do.images.find(task.image)

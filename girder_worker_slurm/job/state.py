@@ -88,6 +88,8 @@ class JobState:
     accepted_at: float = 0.0
     girder: GirderJob | None = None
     image: str = ""
+    #: The file that the rendered script runs from.
+    sif: str = ""
     #: Its Girder job had ended with ERROR before and was sent again: Girder keeps that status whatever happens.
     is_revived: bool = False
     attempt: int = 0
@@ -187,6 +189,10 @@ def _staged(state: JobState, entry: Mapping[str, Any]) -> JobState:
     return replace(state, phase=max(state.phase, Phase.STAGED), cluster=str(entry.get("cluster", "")))
 
 
+def _rendered(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    return replace(state, phase=max(state.phase, Phase.RENDERED), sif=str(entry.get("sif", "")))
+
+
 def _submitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
     return replace(
         state,
@@ -259,7 +265,7 @@ _CHANGES: dict[str, Any] = {
     "admitted": _admitted,
     "attempt": _attempt,
     "staged": _staged,
-    "rendered": _phase(Phase.RENDERED),
+    "rendered": _rendered,
     "intent": _phase(Phase.SUBMITTING),
     "submitted": _submitted,
     "lost": _lost,
