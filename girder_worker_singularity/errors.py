@@ -3,7 +3,11 @@
 One class per thing a person would do differently::
 
     ContainerError
+    ├── SettingsInvalid           a setting is wrong: file, line and what is allowed
     ├── ImageReferenceInvalid     the text is not an image reference
+    ├── ImageNotAllowed           a rule of the site forbids the image
+    ├── SignatureInvalid          a SIF that was made elsewhere is not signed by a trusted key
+    ├── CredentialsInvalid        the file of credentials cannot be used
     ├── MountInvalid              a volume cannot be mounted as asked
     ├── EnvironmentInvalid        a variable cannot be handed to a container
     ├── ImageNotFound             the registry does not know the image
@@ -44,10 +48,37 @@ class ContainerError(Exception):
         return f"{self.what} {self.remedy}".strip()
 
 
+class SettingsInvalid(ContainerError):
+    """A setting is unknown or has a wrong value."""
+
+    remedy = "Correct it there."
+
+
 class ImageReferenceInvalid(ContainerError):
     """The text does not name a container image."""
 
     remedy = "Write it as name:tag, user/name:tag, host:port/path/name:tag or name@sha256:digest."
+
+
+class ImageNotAllowed(ContainerError):
+    """A rule of the site forbids this image."""
+
+    remedy = "Use an image that the site allows, or ask its administrator to change the rule."
+
+
+class SignatureInvalid(ContainerError):
+    """A SIF that was made elsewhere is not signed, or not by a key that is trusted here."""
+
+    remedy = (
+        "Sign it (`apptainer sign`), and import the signer's public key as the worker's user "
+        "(`apptainer key import`); `apptainer verify --local` shows what is missing."
+    )
+
+
+class CredentialsInvalid(ContainerError):
+    """The file with credentials of registries cannot be used."""
+
+    remedy = "Give it mode 0600 and the owner of the worker, and check that it is JSON as documented."
 
 
 class MountInvalid(ContainerError):

@@ -10,12 +10,11 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from girder_worker_singularity.assembly import make_store
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
-from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules
-from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -30,6 +29,7 @@ from girder_worker_slurm.girder.job_updates import JobUpdates
 from girder_worker_slurm.job.retention import ImageRetention, Retention
 from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import Services, StoryRules
+from girder_worker_slurm.job.slurm_runner import SlurmCommandRunner
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.lease import Lease
+    from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.interface import Cluster
 
 logger = logging.getLogger(__name__)
@@ -72,18 +73,31 @@ def make_cluster(settings: Settings, runner: CommandRunner, clock: Clock) -> Clu
     return CommandCluster(runner, clock, CallBudget(slurm.commands_per_second, clock), options)
 
 
-def make_images(settings: Settings, runner: CommandRunner, clock: Clock) -> SifStore:
-    """The store of SIFs."""
-    singularity = settings.singularity
-    convert = ConvertOptions(
-        apptainer=singularity.apptainer,
-        tmp_dir=singularity.tmp_dir,
-        cache_dir=singularity.cache_dir,
-        plain_http_registries=tuple(singularity.plain_http_registries),
-        timeout_seconds=singularity.convert_timeout_seconds,
+def make_conversions(
+    settings: Settings, cluster: Cluster, clock: Clock, prefix: str
+) -> SlurmCommandRunner | None:
+    """Where images are converted, if that is not this machine."""
+    if not settings.slurm.convert_images:
+        return None
+    return SlurmCommandRunner(
+        cluster,
+        clock,
+        settings.jobs_root / "tmp" / "commands",
+        token_prefix=prefix,
+        options=tuple({**dict(slurm_options(settings)), **settings.slurm.convert_options}.items()),
+        scratch_variables=("TMPDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR"),
     )
-    options = StoreOptions(convert=convert, minimum_free_bytes=singularity.min_free_bytes)
-    return SifStore(settings.sif_image_path, runner, clock, options)
+
+
+def make_images(
+    settings: Settings, runner: CommandRunner, clock: Clock, conversions: CommandRunner | None = None
+) -> SifStore:
+    """The store of SIFs; `conversions` is where they are made, if not where `runner` runs programs."""
+    if conversions is None:
+        return make_store(settings.singularity, settings.sif_image_path, runner, clock)
+    # What accompanies a conversion on a node must be seen there; it unpacks in a directory of the node.
+    section = settings.singularity.model_copy(update={"tmp_dir": settings.jobs_root / "tmp"})
+    return make_store(section, settings.sif_image_path, runner, clock, build_runner=conversions)
 
 
 def prune_rules(settings: Settings) -> PruneRules:
@@ -116,6 +130,7 @@ class SlurmWorker:
     lease: Lease
     retention: Retention
     image_retention: ImageRetention
+    conversions: SlurmCommandRunner | None
     _consumers: ConsumerSwitch
 
     def start(self) -> None:
@@ -147,6 +162,8 @@ class SlurmWorker:
                     self.supervisor.accept(record)
                 self.retention.remove_old()
                 self.image_retention.look_after()
+                if self.conversions is not None:
+                    self.conversions.end_abandoned()
             except LeaseLost:
                 # Others saw this worker stand still and carry its jobs now; two must not work under one name.
                 logger.critical(
@@ -220,19 +237,21 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     runs.prepare()
     lease = root.lease(clock)
     updates = JobUpdates()
+    cluster = make_cluster(settings, runner, clock)
+    conversions = make_conversions(settings, cluster, clock, prefix)
     services = Services(
         celery_app=app,
         clock=clock,
         runner=runner,
-        cluster=make_cluster(settings, runner, clock),
+        cluster=cluster,
         direct=DirectCluster(runner, clock, limit_seconds=settings.slurm.direct_limit_seconds),
         runs=runs,
-        images=make_images(settings, runner, clock),
+        images=make_images(settings, runner, clock, conversions),
         updates=updates,
         results=CeleryResults(app),
         is_revoked=_is_revoked,
         keep_unhandled=root.keep_unhandled,
-        live_tokens=root.live_tokens,
+        live_tokens=lambda: root.live_tokens() | (conversions.tokens() if conversions else set()),
     )
     story = JobStory(services, _story_rules(settings, prefix))
     supervisor = Supervisor(services, story, _supervisor_rules(settings, prefix), on_ended=root.end)
@@ -259,7 +278,17 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         settings.sif_image_path, clock, prune_rules(settings), sifs_in_use=supervisor.sifs_in_use
     )
     return SlurmWorker(
-        settings, root, clock, supervisor, intake, unhandled, lease, retention, image_retention, consumers
+        settings,
+        root,
+        clock,
+        supervisor,
+        intake,
+        unhandled,
+        lease,
+        retention,
+        image_retention,
+        conversions,
+        consumers,
     )
 
 

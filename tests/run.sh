@@ -12,7 +12,13 @@ export DEVSTACK_DIR=${DEVSTACK_DIR:-/var/tmp/girder-slurm-devstack}
 started=$SECONDS
 
 say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEVSTACK_DIR "$@"; fi; }
+as_root() {  # with what configures the stack, pip and proxies, as worker/demo.sh does
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  else
+    sudo --preserve-env="$(compgen -e | grep -E '^DEVSTACK_|^PIP_|_(proxy|PROXY)$' | paste -sd,)" "$@"
+  fi
+}
 finish() { code=$?; [ "$code" = 0 ] || printf '\ntests: FAILED in %d s\n' $((SECONDS - started)); exit "$code"; }
 trap finish EXIT
 
@@ -23,6 +29,9 @@ if [ "$what" = all ]; then
     as_root "$here/worker/demo.sh" --stop
   fi
   say "bringing the real services up"
+  if ! command -v python3 >/dev/null; then
+    as_root sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install python3' >/dev/null
+  fi
   as_root "$here/devstack/devstack" up
 fi
 

@@ -1,12 +1,19 @@
-"""An image reference such as `host:5000/team/name:tag@sha256:...`, taken apart. Pure."""
+"""An image reference such as `host:5000/team/name:tag@sha256:...`, taken apart. Pure.
+
+Without a scheme, or with `docker://`, it names a Docker image. `oras://` and `library://` name a SIF that lies in a
+registry or in a Singularity library.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from girder_worker_singularity.errors import ImageReferenceInvalid
+
+Scheme = Literal["docker", "oras", "library"]
 
 DEFAULT_REGISTRY = "docker.io"
 
@@ -30,8 +37,14 @@ class ImageReference:
     repository: str
     tag: str | None
     digest: str | None
+    scheme: Scheme = "docker"
 
     def __str__(self) -> str:
+        scheme = "" if self.scheme == "docker" else f"{self.scheme}://"
+        return f"{scheme}{self._name}"
+
+    @property
+    def _name(self) -> str:
         registry = f"{self.registry}/" if self.registry else ""
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
@@ -39,7 +52,9 @@ class ImageReference:
 
     @property
     def canonical_registry(self) -> str:
-        """The registry that serves the image, Docker Hub when none is named."""
+        """The registry that serves the image, Docker Hub when none is named; empty for the site's own library."""
+        if self.scheme == "library":
+            return (self.registry or "").lower()
         if self.registry in (None, "index.docker.io", "registry-1.docker.io"):
             return DEFAULT_REGISTRY
         return str(self.registry).lower()
@@ -47,6 +62,8 @@ class ImageReference:
     @property
     def canonical_repository(self) -> str:
         """Registry and repository in full: equal for two references exactly if they name one repository."""
+        if self.scheme != "docker":
+            return f"{self.scheme}://{self.canonical_registry}/{self.repository}"
         repository = self.repository
         if self.canonical_registry == DEFAULT_REGISTRY and "/" not in repository:
             repository = f"library/{repository}"
@@ -60,8 +77,12 @@ class ImageReference:
         return f"{self.canonical_repository}:{self.tag or 'latest'}"
 
     @property
-    def docker_uri(self) -> str:
-        """What Apptainer takes to pull this image from its registry."""
+    def uri(self) -> str:
+        """What Apptainer takes to pull this image from its registry or library."""
+        if self.scheme == "library" and not self.registry:
+            return f"library://{self._name}"
+        if self.scheme != "docker":
+            return self.canonical
         # "Docker references with both a tag and digest are currently not supported" (Apptainer 1.4.5),
         # which `canonical` avoids.
         return f"docker://{self.canonical}"
@@ -69,7 +90,9 @@ class ImageReference:
     @property
     def sif_stem(self) -> str:
         """The name of the SIF without `.sif`."""
-        stem = re.sub(r"[/:@]", "_", str(self))
+        stem = re.sub(r"[/:@]", "_", self._name)
+        if self.scheme != "docker":
+            stem = f"{self.scheme}+{stem}"  # no Docker reference has a plus sign
         if len(stem) > _LONGEST_STEM:
             return f"{stem[: _LONGEST_STEM - 11]}-{self._fingerprint}"
         return stem
@@ -91,7 +114,7 @@ class ImageReference:
 
 def parse_image_reference(text: str) -> ImageReference:
     """The parts of an image reference, or ImageReferenceInvalid with the part that is wrong."""
-    rest = text.removeprefix("docker://")
+    scheme, rest = _split_scheme(text)
     if not rest or len(rest) > 2 * _LONGEST_NAME + 256:
         raise ImageReferenceInvalid(f"{_shown(text)} is not an image reference.")
     rest, at, digest = rest.partition("@")
@@ -108,7 +131,19 @@ def parse_image_reference(text: str) -> ImageReference:
     if len(repository) > _LONGEST_NAME or not _REPOSITORY.fullmatch(repository):
         hint = " (upper-case letters are not allowed)" if repository.lower() != repository else ""
         raise ImageReferenceInvalid(f"{_shown(text)} has a malformed repository name{hint}.")
-    return ImageReference(registry, repository, tag or None, digest or None)
+    if scheme == "oras" and registry is None:
+        raise ImageReferenceInvalid(f"{_shown(text)} names no registry, which oras:// needs.")
+    if scheme == "library" and digest:
+        raise ImageReferenceInvalid(f"{_shown(text)} has a digest, which library:// does not know.")
+    return ImageReference(registry, repository, tag or None, digest or None, scheme)
+
+
+def _split_scheme(text: str) -> tuple[Scheme, str]:
+    schemes: tuple[Scheme, ...] = ("docker", "oras", "library")
+    for scheme in schemes:
+        if text.startswith(f"{scheme}://"):
+            return scheme, text[len(scheme) + 3 :]
+    return "docker", text
 
 
 def _split_registry(name: str) -> tuple[str | None, str]:

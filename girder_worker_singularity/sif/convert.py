@@ -47,7 +47,8 @@ _LAST_LINES = 12
 # Level 3: 202 s instead of gzip's 579 s for a 1.5 GB image, at the same size.
 _FAST_COMPRESSION = "-comp zstd -Xcompression-level 3"
 _COMPRESSION_REFUSED = re.compile(
-    r"Compressor \S+ is not supported|mksquashfs.*(?:unknown|invalid) option", re.IGNORECASE
+    r"Compressor \S+ is not supported|mksquashfs.*(?:unknown|invalid) option|unknown flag: --mksquashfs-args",
+    re.IGNORECASE,
 )
 
 
@@ -65,6 +66,8 @@ class ConvertOptions:
     timeout_seconds: float = 4 * 3600.0
     mksquashfs_zstd: bool | None = None
     """Compress with zstd; by default where Apptainer's version allows to ask for it (1.4)."""
+    ask_version: bool = True
+    """Ask for that version first; else zstd is tried and, where it is refused, done without."""
     authfile: Path | None = None
     """Credentials as Docker writes them (config.json)."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +91,7 @@ def convert(
     """
     zstd = options.mksquashfs_zstd
     if zstd is None:
-        zstd = supports_zstd(_apptainer_version(runner, options))
+        zstd = not options.ask_version or supports_zstd(_apptainer_version(runner, options))
     try:
         _build(
             reference, destination_tmp, source, runner, options, on_progress, should_stop, digest, zstd=zstd
@@ -132,7 +135,7 @@ def source_uri(reference: ImageReference, source: Source, *, digest: str | None 
         return f"docker-daemon:{reference}{tag}"
     if digest is not None:
         return f"docker://{reference.canonical_repository}@{digest}"
-    return reference.docker_uri
+    return reference.uri
 
 
 def build_environment(options: ConvertOptions, build_dir: Path) -> dict[str, str]:
@@ -206,7 +209,7 @@ def remove_dead_builds(options: ConvertOptions) -> None:
     for build_dir in parent.glob(f"{BUILD_DIRECTORY_PREFIX}*"):
         try:
             owner = read_holder(build_dir / _OWNER_FILE)
-        except PermissionError:  # another user's, in a directory that many share
+        except PermissionError:  # another user's, in a temporary directory that all share
             continue
         if owner is not None and owner.is_gone():
             _end_processes_that_work_in(build_dir)
@@ -257,7 +260,7 @@ def _build(
         raise
     finally:
         _remove_tree(build_dir)
-    if result.returncode != 0 or not destination_tmp.exists():
+    if result.returncode != 0 or not _has_content(destination_tmp):
         _discard(destination_tmp)
         raise conversion_error(reference, result.stdout)
 
@@ -303,6 +306,15 @@ def _remove_tree(directory: Path) -> None:
             if not child.is_symlink():
                 child.chmod(0o700)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a SIF, perhaps made on another host, is there: opening asks a network file system anew."""
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) > 0
+    except FileNotFoundError:
+        return False
 
 
 def _discard(path: Path) -> None:

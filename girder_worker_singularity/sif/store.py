@@ -130,7 +130,10 @@ class _Flight:
 
 
 class SifStore:
-    """The SIF files of one directory; safe to use from many threads, processes and hosts at once."""
+    """The SIF files of one directory; safe to use from many threads, processes and hosts at once.
+
+    `build_runner` is where images are converted, if not where everything else runs.
+    """
 
     def __init__(
         self,
@@ -139,11 +142,13 @@ class SifStore:
         clock: Clock,
         options: StoreOptions | None = None,
         *,
+        build_runner: CommandRunner | None = None,
         ask_registry: AskRegistry = registry_digest,
         ask_engine: AskEngine = engine_image,
     ) -> None:
         self.root = root
         self._runner = runner
+        self._build_runner = build_runner or runner
         self._clock = clock
         self._options = options or StoreOptions()
         self._ask_registry = ask_registry
@@ -301,8 +306,9 @@ class SifStore:
         self._check_space()
         temporary = self.root / f".tmp-{reference.sif_stem}~{uuid.uuid4().hex[:12]}.sif"
         try:
-            temporary.touch()  # a store that cannot be written to is known before the long work
-            temporary.unlink()
+            # A store that cannot be written to is known before the long work. The file stays: where it is made on
+            # another host, this one must not remember that there was none.
+            temporary.touch()
             note = self._convert(reference, temporary, tell, should_stop)
             fsync(temporary)
             contents = read_sif(temporary)
@@ -347,7 +353,8 @@ class SifStore:
             reference,
             temporary,
             source=source,
-            runner=self._runner,
+            # Only this host has its Docker engine.
+            runner=self._runner if source == "docker-daemon" else self._build_runner,
             options=self._options.convert,
             on_progress=tell,
             should_stop=should_stop,

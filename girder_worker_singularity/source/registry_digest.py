@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from girder_worker_singularity.image.reference import DEFAULT_REGISTRY, ImageReference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import requests
 
 _ACCEPTED = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 _TIMEOUT_SECONDS = (3.05, 10.0)
@@ -40,6 +40,8 @@ def registry_digest(
     """
     if reference.digest:
         return reference.digest
+    import requests  # noqa: PLC0415 - slow to load; the command line and the settings do without
+
     registry = reference.canonical_registry
     scheme = "http" if registry in plain_http_registries else "https"
     host = "registry-1.docker.io" if registry == DEFAULT_REGISTRY else registry

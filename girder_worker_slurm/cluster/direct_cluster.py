@@ -6,6 +6,7 @@ what Slurm would know is kept in memory, so after a restart a run is known by it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -125,5 +126,6 @@ class DirectCluster:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as handle:
+    # The directory may be gone: the job was cancelled and its run directory removed while the script still ends.
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as handle:
         handle.write(f"{line}\n")

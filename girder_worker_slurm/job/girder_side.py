@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from girder_worker_slurm.girder.job_updates import JobAnswer
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
-    from girder_worker_slurm.job.state import GirderJob
+    from girder_worker_slurm.job.state import GirderJob, JobState
 
 _MUTE_SECONDS = 3600.0
 _STATUS = {
@@ -138,6 +139,12 @@ class GirderSide:
         job.announced = True
         job.started_shown = started
         self.notice(job, answer)
+
+    def show_waiting(self, state: JobState, phase: str) -> None:
+        """Shows how far the image is that a job waits for. Only a comfort: what cannot be sent is not sent again."""
+        if state.girder is not None:
+            with contextlib.suppress(Unreachable, JobDeleted, AccessRefused, TransitionRefused):
+                self._do.updates.update(state.girder, message=phase)
 
     def _mute(self, job: LiveJob) -> None:
         """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""

@@ -7,6 +7,7 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.errors import ConversionStopped
+from girder_worker_singularity.sif.progress import conversion_phase
 
 if TYPE_CHECKING:
     import threading
@@ -33,6 +34,7 @@ class ImageDesk:
         self._stopping = stopping
         self._begin = begin
         self._wake = wake
+        self._news: queue.SimpleQueue[tuple[_Key, str]] = queue.SimpleQueue()
         self._waiting: dict[_Key, list[LiveJob]] = {}
         self._made: queue.SimpleQueue[tuple[_Key, Sif | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -46,6 +48,7 @@ class ImageDesk:
         job.is_parked = True
         jobs = self._waiting.setdefault((image, policy), [])
         jobs.append(job)
+        job.image_phase = f"Waiting for the image {image}"
         if len(jobs) == 1:
             self._begin(self._make, (image, policy))
 
@@ -55,6 +58,17 @@ class ImageDesk:
         for jobs in self._waiting.values():
             if job in jobs:
                 jobs.remove(job)
+
+    def spread_news(self) -> None:
+        """Tells the jobs that wait how far their image is."""
+        news: dict[_Key, str] = {}
+        with contextlib.suppress(queue.Empty):
+            while True:
+                key, phase = self._news.get_nowait()
+                news[key] = phase
+        for key, phase in news.items():
+            for job in self._waiting.get(key, ()):
+                job.image_phase = phase
 
     def served(self) -> Iterator[tuple[LiveJob, BaseException | None]]:
         """The jobs whose image is made or cannot be made, with the error if there is one."""
@@ -75,12 +89,18 @@ class ImageDesk:
             sif = self._images.ensure(
                 image,
                 policy="always" if policy == "always" else "if-not-present",
+                on_progress=lambda line: self._note(key, line),
                 should_stop=lambda: self._stopping.is_set() or not self._is_wanted(key),
             )
         except BaseException as caught:  # noqa: BLE001 - handed to every job that waits
             error = caught
         self._made.put((key, sif, error))
         self._wake()
+
+    def _note(self, key: _Key, line: str) -> None:
+        phase = conversion_phase(line)
+        if phase is not None:
+            self._news.put((key, f"Image {key[0]}: {phase}"))
 
     def _is_wanted(self, key: _Key) -> bool:
         return any(not job.cancel_seen for job in list(self._waiting.get(key, ())))

@@ -26,6 +26,8 @@ class LiveJob:
         "feed",
         "final_since",
         "has_news",
+        "image_phase",
+        "image_phase_shown",
         "inbox",
         "is_busy",
         "is_parked",
@@ -65,6 +67,9 @@ class LiveJob:
         self.last_flush = 0.0
         self.next_status_check = 0.0
         self.next_log_look = 0.0
+        #: How far the image is that it waits for, and what of that Girder has got.
+        self.image_phase = ""
+        self.image_phase_shown = ""
         #: Output was seen that Girder has not got; it waits for its turn.
         self.has_news = False
         #: Good listings in a row that did not have the job.

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from girder_worker_slurm.girder.log_feed import LogFeed
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
+    from girder_worker_slurm.job.state import JobState
 
 _LONGEST_PAUSE_SECONDS = 3600.0
 
@@ -278,6 +279,10 @@ class JobStory:
     def flush(self, job: LiveJob) -> None:
         """Sends what Girder has not got of a running job: status, log, progress."""
         self._girder.flush(job)
+
+    def show_waiting(self, state: JobState, phase: str) -> None:
+        """Shows how far the image is that a job waits for."""
+        self._girder.show_waiting(state, phase)
 
     def notice_deleted(self, job: LiveJob) -> None:
         """The Girder job is gone: cancel, and report nothing."""

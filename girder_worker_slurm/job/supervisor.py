@@ -479,6 +479,10 @@ class Supervisor:
         for job in self._updates.choose(self._jobs.values(), now):
             job.is_busy = True
             self._pools["girder"].submit(self._flush, job)
+        self._images.spread_news()
+        for job in self._updates.choose_waiting(self._jobs.values()):
+            # Not in the job's name: it goes on with its image whether or not Girder has been told.
+            self.run_in_pool("girder", partial(self._story.show_waiting, job.state, job.image_phase))
 
     def _flush(self, job: LiveJob) -> None:
         error: BaseException | None = None

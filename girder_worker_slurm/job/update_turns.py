@@ -52,6 +52,18 @@ class UpdateTurns:
                 job.next_status_check = now + self._status_check_seconds
         return chosen
 
+    def choose_waiting(self, jobs: Collection[LiveJob]) -> list[LiveJob]:
+        """The jobs that wait for an image and have something new to show, as many as the budget has left."""
+        chosen: list[LiveJob] = []
+        for job in jobs:
+            if self._allowance < 1:
+                break
+            if job.is_parked and job.image_phase != job.image_phase_shown and job.state.girder is not None:
+                job.image_phase_shown = job.image_phase
+                self._allowance -= 1
+                chosen.append(job)
+        return chosen
+
     def _wants(self, job: LiveJob, now: float, live: int) -> bool:
         if job.is_busy or job.is_parked or job.state.phase is not Phase.SUBMITTED or job.state.girder is None:
             return False

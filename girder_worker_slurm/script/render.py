@@ -44,6 +44,16 @@ def render_script(script: JobScript) -> str:
     )
 
 
+def render_command_script(token: str, run: str, scratch_variables: tuple[str, ...]) -> str:
+    """The script that runs one program of the worker as a job; ValueError when a value cannot be quoted.
+
+    Program and environment stand in files of `run`; the variables are set to a directory on the node that is removed
+    with the job.
+    """
+    template = script_template(__package__, "command.slurm", (token, run, *scratch_variables))
+    return template.render(token=token, run=run, scratch_variables=scratch_variables)
+
+
 def script_template(package: str, name: str, values: tuple[str, ...]) -> Template:
     """A bash template of a package, with the filter `q` that quotes; ValueError if one of the values cannot be quoted."""
     for value in values:

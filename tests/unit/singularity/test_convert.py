@@ -18,9 +18,8 @@ from girder_worker_singularity.errors import (
     StoreNotWritable,
 )
 from girder_worker_singularity.image.reference import parse_image_reference
-from girder_worker_singularity.lease import Holder, write_holder
+from girder_worker_singularity.lease import Holder, read_holder, write_holder
 from girder_worker_singularity.sif.convert import (
-    BUILD_DIRECTORY_PREFIX,
     ConvertOptions,
     build_argv,
     build_environment,
@@ -224,13 +223,17 @@ def test_what_a_dead_converter_left_is_removed_and_a_living_ones_is_not(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["girder-sif-alive", "girder-sif-unknown"]
 
 
-def test_the_build_of_another_user_in_a_shared_directory_is_left_alone(tmp_path, monkeypatch):
-    theirs = tmp_path / f"{BUILD_DIRECTORY_PREFIX}theirs"
-    theirs.mkdir()
+def test_another_user_s_build_in_a_shared_temporary_directory_is_left_alone(tmp_path, monkeypatch):
+    """Its owner note cannot be read; that used to fail every conversion on the host."""
+    for name in ("girder-sif-closed", "girder-sif-dead"):
+        (tmp_path / name).mkdir()
+        write_holder(tmp_path / name / "owner.json", replace(Holder.this_process(), process_start=1))
 
-    def closed(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    def read(path):
+        if path.parent.name == "girder-sif-closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_holder(path)
 
-    monkeypatch.setattr("girder_worker_singularity.sif.convert.read_holder", closed)
+    monkeypatch.setattr("girder_worker_singularity.sif.convert.read_holder", read)
     remove_dead_builds(ConvertOptions(tmp_dir=tmp_path))
-    assert theirs.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["girder-sif-closed"]

@@ -24,6 +24,10 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
         (f"name@{DIGEST}", (None, "name", None, DIGEST)),
         (f"host:5000/a/b:tag@{DIGEST}", ("host:5000", "a/b", "tag", DIGEST)),
         ("docker://user/name:tag", (None, "user/name", "tag", None)),
+        ("oras://host:5000/a/b:1", ("host:5000", "a/b", "1", None, "oras")),
+        (f"oras://ghcr.io/a@{DIGEST}", ("ghcr.io", "a", None, DIGEST, "oras")),
+        ("library://user/collection/tool:1", (None, "user/collection/tool", "1", None, "library")),
+        ("library://lib.lab/u/c/tool", ("lib.lab", "u/c/tool", None, None, "library")),
         ("127.0.0.1:5000/team/img:1", ("127.0.0.1:5000", "team/img", "1", None)),
     ],
 )
@@ -60,7 +64,17 @@ def test_parts_are_taken_apart(text, parts):
         "a:b:c",
         "http://host/a:b",
         "docker://docker://a",
-        "oras://host/a:b",
+        "oras://a/b",
+        "oras://",
+        "oras://../a:b",
+        "oras://oras://host.lab/a",
+        "library://../a",
+        "library:///a",
+        f"library://a/b/c@{DIGEST}",
+        "shub://a/b",
+        "oci:/etc/layout",
+        "docker-archive:/etc/passwd",
+        "file:///etc/passwd",
         "name;id",
         "na$(id)me",
         "a" * 300,
@@ -88,6 +102,9 @@ def test_an_upper_case_repository_is_refused_with_the_reason():
         ("index.docker.io/user/name", "docker.io/user/name:latest"),
         ("GHCR.io/a/b:1", "ghcr.io/a/b:1"),
         (f"a/b:1@{DIGEST}", f"docker.io/a/b@{DIGEST}"),
+        ("oras://Host:5000/a", "oras://host:5000/a:latest"),
+        ("oras://docker.io/a", "oras://docker.io/a:latest"),
+        ("library://u/c/tool", "library:///u/c/tool:latest"),
     ],
 )
 def test_references_to_one_image_have_one_canonical_form(text, canonical):
@@ -95,12 +112,28 @@ def test_references_to_one_image_have_one_canonical_form(text, canonical):
 
 
 def test_a_tag_beside_a_digest_is_not_handed_to_apptainer():
-    assert parse_image_reference(f"a/b:1@{DIGEST}").docker_uri == f"docker://docker.io/a/b@{DIGEST}"
+    assert parse_image_reference(f"a/b:1@{DIGEST}").uri == f"docker://docker.io/a/b@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("a/b", "docker://docker.io/a/b:latest"),
+        ("oras://host.lab/a:1", "oras://host.lab/a:1"),
+        (f"oras://host.lab/a:1@{DIGEST}", f"oras://host.lab/a@{DIGEST}"),
+        ("library://u/c/tool", "library://u/c/tool"),
+        ("library://lib.lab/u/c/tool:1", "library://lib.lab/u/c/tool:1"),
+    ],
+)
+def test_apptainer_is_given_the_scheme(text, uri):
+    assert parse_image_reference(text).uri == uri
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [
+        ("oras://host:5000/a/b:c", "oras+host_5000_a_b_c.sif"),
+        ("library://u/c/tool:1", "library+u_c_tool_1.sif"),
         ("team/tool:1", "team_tool_1.sif"),
         ("alpine", "alpine.sif"),
         ("host:5000/team/tool:1", "host_5000_team_tool_1.sif"),
@@ -121,6 +154,7 @@ def test_images_with_one_sif_name_differ_in_the_unambiguous_one():
 component = st.from_regex(r"[a-z0-9]{1,8}([._-][a-z0-9]{1,8})?", fullmatch=True)
 references = st.builds(
     ImageReference,
+    scheme=st.just("docker"),
     registry=st.none() | st.sampled_from(["localhost", "host:5000", "ghcr.io", "127.0.0.1:80"]),
     repository=st.lists(component, min_size=1, max_size=20)
     .map("/".join)

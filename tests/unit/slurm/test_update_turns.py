@@ -97,3 +97,20 @@ def test_a_job_that_is_not_shown_yet_comes_before_those_that_are():
     jobs = running_jobs(5)
     jobs[3].announced = False
     assert turns.choose(jobs, clock.monotonic() + 10) == [jobs[3]]
+
+
+def test_jobs_that_wait_for_an_image_are_told_each_phase_once_within_the_budget():
+    clock = FakeClock()
+    turns = UpdateTurns(
+        WritingStory(), clock, per_second=2.0, interval_seconds=1.0, status_check_seconds=600.0
+    )
+    jobs = running_jobs(3)
+    for job in jobs:
+        job.is_parked = True
+        job.image_phase = "Image a: fetching layers"
+    shown = []
+    for _ in range(4):
+        clock.advance(1.0)
+        assert turns.choose(jobs, clock.monotonic()) == []
+        shown.append(len(turns.choose_waiting(jobs)))
+    assert shown == [2, 1, 0, 0]
