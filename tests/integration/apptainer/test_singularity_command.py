@@ -47,6 +47,7 @@ class Person:
             **os.environ,
             "GIRDER_WORKER_SLURM_CONFIG": str(config),
             "SIF_IMAGE_PATH": str(self.sifs),
+            "TMPDIR": str(self.root),
         }
 
     @property
@@ -202,6 +203,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(person, waiting_image, number)
     process = person.begin("--mount", "data:/data", waiting_image)
     process.send_signal(number)
     assert process.wait(timeout=30) != 0
+    assert list(person.root.glob("girder-singularity-run-*")) == []
     mark = str(person.sifs).encode()
 
     def is_gone() -> bool:
