@@ -51,6 +51,8 @@ class FakeSlurmJob:
     #: Whether this copy has won the claim, so that its container has run.
     has_run: bool = False
     is_held: bool = False
+    #: Whether it was given a node, as a job that ended before it started may or may not have been.
+    had_node: bool = False
 
     @property
     def token(self) -> str:
@@ -154,7 +156,7 @@ class FakeCluster:
                 reason=job.reason,
                 exit_code=job.exit_code,
                 signal=job.signal,
-                nodes="" if job.state == "PENDING" else self.node,
+                nodes=self.node if job.had_node else "",
                 restarts=job.restarts,
                 run_time="00:00:01",
                 time_limit="01:00:00",
@@ -195,7 +197,7 @@ class FakeCluster:
         """Starts a pending job; False when the script ended without running its container."""
         with self._lock:
             job = self.jobs[slurm_job_id]
-            job.state, job.reason = "RUNNING", "None"
+            job.state, job.reason, job.had_node = "RUNNING", "None", True
             if not (job.run / "nonce").exists():
                 job.state, job.exit_code = "FAILED", 66
                 return False
@@ -231,6 +233,7 @@ class FakeCluster:
         with self._lock:
             job = self.jobs[slurm_job_id]
             job.state, job.reason, job.signal = state, reason, signal
+            job.had_node = job.had_node or state != "PENDING"
 
     def forget(self, slurm_job_id: str) -> None:
         """Slurm does not remember the job any more."""

@@ -207,13 +207,13 @@ def remove_dead_builds(options: ConvertOptions) -> None:
     """Remove what a converter left that was killed in the middle, and end the Apptainer it left running."""
     parent = options.tmp_dir or Path(tempfile.gettempdir())
     for build_dir in parent.glob(f"{BUILD_DIRECTORY_PREFIX}*"):
-        try:
+        with contextlib.suppress(OSError):  # whatever lies there: tidying up must not stop a conversion
+            if build_dir.lstat().st_uid != os.geteuid() or build_dir.is_symlink():
+                continue  # another user's, in a temporary directory that all share
             owner = read_holder(build_dir / _OWNER_FILE)
-        except PermissionError:  # another user's, in a temporary directory that all share
-            continue
-        if owner is not None and owner.is_gone():
-            _end_processes_that_work_in(build_dir)
-            _remove_tree(build_dir)
+            if owner is not None and owner.is_gone():
+                _end_processes_that_work_in(build_dir)
+                _remove_tree(build_dir)
 
 
 def _end_processes_that_work_in(build_dir: Path) -> None:

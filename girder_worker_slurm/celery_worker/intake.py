@@ -75,8 +75,12 @@ class Intake:
         self._thread.join(5.0)
 
     def take(self, message: Any, acknowledge: Callable[[], None], give_back: Callable[[], None]) -> None:
-        """Takes a message over from Celery's event loop."""
-        self._arrivals.put(_Arrival(store_message(message), acknowledge, give_back))
+        """Takes a message over from Celery's event loop; raises ValueError for a task without an id."""
+        stored = store_message(message)
+        if not stored["task_id"]:
+            msg = "the task has no id"
+            raise ValueError(msg)
+        self._arrivals.put(_Arrival(stored, acknowledge, give_back))
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -123,7 +127,7 @@ class Intake:
 
     def _create(self, stored: dict[str, Any]) -> Record | None:
         """The new record; None for a task that was taken before: delivered again, or sent twice."""
-        if not stored["task_id"] or self._root.has(stored["task_id"]):
+        if self._root.has(stored["task_id"]):
             logger.info("Task %s is known already", stored["task_id"])
             return None
         return Record.create(self._root.records, stored, worker_id=self._root.worker_id, at=self._clock.now())

@@ -90,7 +90,8 @@ def girder_job_of(stored: Mapping[str, Any], api_url: str = "") -> GirderJob | N
     original = str(headers.get("girder_api_url") or headers.get("apiUrl") or "").rstrip("/")
     if api_url and original and url.startswith(original):
         url = api_url.rstrip("/") + url[len(original) :]
-    return GirderJob(url, str((spec.get("headers") or {}).get("Girder-Token", "")))
+    sent = spec.get("headers")
+    return GirderJob(url, str(sent.get("Girder-Token", "")) if isinstance(sent, dict) else "")
 
 
 def decode(stored: Mapping[str, Any], app: Any) -> DecodedTask:

@@ -59,7 +59,8 @@ class UnhandledMessages:
     def broken_message(self, message: Any, error: object) -> None:
         """Keeps a message that is no task message or cannot be decoded, then acknowledges it."""
         stored = store_message(message)
-        self._keep(stored, f"The message cannot be decoded: {type(error).__name__}: {error}.", message)
+        what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self._keep(stored, f"The message cannot be decoded: {what}.", message)
 
     def guarded(self, receive: Callable[[Any], None]) -> Callable[[Any], None]:
         """Celery's way in, in which no message can end the consumer: it would come again after each restart.
@@ -72,7 +73,8 @@ class UnhandledMessages:
                 receive(message)
             except (TypeError, ValueError, AttributeError, LookupError) as error:
                 if message.acknowledged:
-                    raise
+                    logger.exception("A message that was taken already led to an error; the worker goes on")
+                    return
                 self.broken_message(message, error)
 
         return receive_any

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from girder_worker_slurm.job.state import GirderJob
 
 _TIMEOUT = (10.0, 60.0)  # connect, read
+#: An address or a token that no request can be made with, whenever it is tried.
+_UNUSABLE = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+    UnicodeError,
+)
 
 
 class JobStatus(enum.IntEnum):
@@ -97,6 +105,12 @@ class JobUpdates:
             response = self._session.request(
                 method, job.url, data=data, headers={"Girder-Token": job.token}, timeout=_TIMEOUT
             )
+        except requests.exceptions.InvalidProxyURL as error:
+            msg = f"Girder cannot be asked for job {job.job_id}: the proxy's address is wrong."
+            raise GirderUnreachable(msg) from error
+        except _UNUSABLE as error:
+            msg = f"The task names a Girder job that cannot be asked for: {type(error).__name__}."
+            raise AccessRefused(msg) from error
         except requests.RequestException as error:
             msg = f"Girder did not answer for job {job.job_id}: {type(error).__name__}."
             raise GirderUnreachable(msg) from error

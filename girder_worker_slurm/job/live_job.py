@@ -17,6 +17,7 @@ class LiveJob:
 
     __slots__ = (
         "announced",
+        "back_in_queue",
         "cancel_begun_at",
         "cancel_seen",
         "cancel_sent_at",
@@ -25,6 +26,7 @@ class LiveJob:
         "failures",
         "feed",
         "final_since",
+        "has_missed_turn",
         "has_news",
         "image_phase",
         "image_phase_shown",
@@ -67,6 +69,8 @@ class LiveJob:
         self.last_flush = 0.0
         self.next_status_check = 0.0
         self.next_log_look = 0.0
+        #: Its moment came while it was busy.
+        self.has_missed_turn = False
         #: How far the image is that it waits for, and what of that Girder has got.
         self.image_phase = ""
         self.image_phase_shown = ""
@@ -74,6 +78,8 @@ class LiveJob:
         self.has_news = False
         #: Good listings in a row that did not have the job.
         self.missing = 0
+        #: Good listings in a row in which it waits again although it had started.
+        self.back_in_queue = 0
         #: How often Slurm was asked about an end that it had not noticed yet.
         self.looks = 0
         #: Monotonic time since when Slurm says the job has ended; 0 while it does not.

@@ -102,7 +102,11 @@ class Preparation:
             state.token, "environment", environment_file_text(container_environment(spec)).encode()
         )
         arguments = task.arguments or (() if task.entrypoint is not None else sif.config.command)
-        self._do.runs.write(state.token, "arguments", argument_file(arguments))
+        try:
+            data = argument_file(arguments)
+        except ValueError as error:
+            raise NotSupported(str(error)) from error
+        self._do.runs.write(state.token, "arguments", data)
         head, container = self._container(state.token, spec)
         script = JobScript(
             token=state.token,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from girder_worker_slurm.cluster.interface import SlurmJobId
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import Unreachable
-from girder_worker_slurm.job.verdict import hopeless_wait, waiting_text
+from girder_worker_slurm.job.verdict import hopeless_wait, requeued, waiting_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 #: A job submitted this short a time before a listing may not be in it yet.
 _SETTLE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 120.0
+_WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class QueueWatch:
         self._found: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
         self._look_now = threading.Event()
         self._orphans: set[str] = set()
+        self._uncancelled: queue.SimpleQueue[list[SlurmJobId]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """The thread: a listing every so often, for as long as there are jobs in Slurm."""
         failures = 0
         while not self._do.stopping.is_set():
             pause = self._rules.poll_seconds
+            self.cancel_again()
             if self._has_jobs_in_slurm():
                 try:
                     snapshot = self._do.cluster.snapshot()
@@ -89,6 +92,12 @@ class QueueWatch:
                     self._wake()
             self._look_now.wait(pause)
             self._look_now.clear()
+
+    def cancel_again(self) -> None:
+        """Gives the orders to cancel once more that did not reach Slurm."""
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self._uncancelled.qsize()):
+                self._cancel(self._uncancelled.get_nowait())
 
     def stop(self) -> None:
         """Lets the thread see that it is to end."""
@@ -118,11 +127,17 @@ class QueueWatch:
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
                 self._later(job, self._rules.event_grace_seconds)
+            elif self._do.clock.monotonic() - job.final_since >= self._rules.event_grace_seconds:
+                self._later(job, 0.0)
             return
         job.final_since = 0.0
+        if state.started is not None and row.state in _WAITING_STATES:
+            self._see_back_in_queue(job, row)
+            return
+        job.back_in_queue = 0
         hopeless = hopeless_wait(row)
         if hopeless is not None and self._do.runs.claim(state.token, hopeless.code):
-            self._end_hopeless(job, row, hopeless)
+            self._end_waiting(job, row, hopeless)
             return
         text = waiting_text(row.state, row.reason)
         if state.started is None and text != job.waiting_message:
@@ -146,12 +161,29 @@ class QueueWatch:
         ids = [SlurmJobId(row.slurm_job_id) for token in sorted(again) for row in rows[token]]
         if ids:
             logger.warning("Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(ids))
-            self._in_pool(partial(self._do.cluster.cancel, ids))
+            self._in_pool(partial(self._cancel, ids))
 
-    def _end_hopeless(self, job: LiveJob, row: QueueRow, verdict: Verdict) -> None:
+    def _see_back_in_queue(self, job: LiveJob, row: QueueRow) -> None:
+        """A job that had started and waits again: its claim is taken, so no further start can have an effect."""
+        job.back_in_queue += 1
+        if job.back_in_queue < 2:
+            # The listing may be older than the start.
+            self._look_soon()
+        else:
+            self._end_waiting(job, row, requeued(job.state, row.slurm_job_id))
+
+    def _end_waiting(self, job: LiveJob, row: QueueRow, verdict: Verdict) -> None:
         job.record.decide(verdict)
-        self._in_pool(partial(self._do.cluster.cancel, [row.slurm_job_id]))
+        self._in_pool(partial(self._cancel, [row.slurm_job_id]))
         self._later(job, 0.0)
+
+    def _cancel(self, slurm_job_ids: list[SlurmJobId]) -> None:
+        """In a pool thread: an order that does not reach Slurm is given again with the next listing."""
+        try:
+            self._do.cluster.cancel(slurm_job_ids)
+        except Unreachable as error:
+            logger.warning("%s", error)
+            self._uncancelled.put(slurm_job_ids)
 
     def _look_soon(self) -> None:
         """A second listing a little later, to be sure that a job is gone."""

@@ -268,6 +268,11 @@ class JobStory:
             job.record.append("result_sent")
         job.record.append("reported", outcome=end.outcome.value)
 
+    def end_unreported(self, job: LiveJob) -> None:
+        """Ends a job whose end can be told neither to Girder nor to Celery, because its task is nonsense."""
+        end = final_outcome(job.state)
+        job.record.append("reported", outcome=end.outcome.value)
+
     def clean(self, job: LiveJob) -> None:
         """Removes inputs and outputs; log and record stay for some days."""
         state = job.state

@@ -8,6 +8,7 @@ from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure, Unreachable
 from girder_worker_slurm.job.services import DIRECT, Later
+from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.job.verdict import (
     cancelled,
     launch_failed,
@@ -46,6 +47,10 @@ class SlurmSide:
     def submit(self, job: LiveJob) -> None:
         """Records the intent, submits, records the id."""
         state = job.record.append("intent", durable=True)
+        if running := self._do.runs.claimant(state.token):
+            # An earlier submission that was given up for lost has surfaced.
+            self._submitted(job, SlurmJobId(running))
+            return
         run = self._do.runs.path(state.token)
         submission = Submission(state.token, run / "job.slurm", run / "slurm.out", self._rules.slurm_options)
         try:
@@ -92,6 +97,11 @@ class SlurmSide:
         """Ends the job because it was cancelled or deleted in Girder."""
         state = job.state
         if not state.is_in_slurm:
+            if state.phase is Phase.RENDERED and not self._do.runs.claim(state.token, "cancelled"):
+                # A submission that was given up for lost has surfaced and runs: it is cancelled as any other.
+                job.record.append("intent")
+                self._submitted(job, SlurmJobId(self._do.runs.claimant(state.token)))
+                return
             job.record.decide(cancelled(state))
             return
         now = self._do.clock.monotonic()
@@ -127,6 +137,12 @@ class SlurmSide:
         job.waiting_message = "Slurm: submitted"
         self._girder.feed(job).note(f"Submitted as Slurm job {slurm_job_id}.")
 
+    def _goes_on_as(self, job: LiveJob, slurm_job_id: str) -> None:
+        """The job's other submission is the one that counts."""
+        job.record.append("submitted", slurm_job_id=slurm_job_id, at=self._do.clock.now())
+        job.missing = 0
+        job.final_since = 0.0
+
     def _cancel_unsure(self, job: LiveJob, slurm_job_ids: list[SlurmJobId]) -> None:
         state = job.state
         won = self._do.runs.claim(state.token, "cancelled")
@@ -151,7 +167,7 @@ class SlurmSide:
             if state.ended is not None and detail.state in _BEFORE_START:
                 # Slurm would start it once more; its claim is taken, so that would do nothing.
                 self._do.cluster_of(job).cancel([detail.slurm_job_id])
-                return requeued(state, detail)
+                return requeued(state, detail.slurm_job_id)
             if state.ended is not None or state.cluster == DIRECT:
                 job.looks += 1
                 raise Later(min(10.0, 0.5 * 1.2**job.looks))
@@ -162,8 +178,7 @@ class SlurmSide:
             claimant = self._do.runs.claimant(state.token)
             if claimant and claimant != state.slurm_job_id:
                 # Another submission of the same token runs; the one looked at was turned away by the claim.
-                job.record.append("submitted", slurm_job_id=claimant, at=state.submitted_at)
-                job.final_since = 0.0
+                self._goes_on_as(job, claimant)
                 return None
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
@@ -204,7 +219,12 @@ class SlurmSide:
         if state.ended is not None:
             # Slurm forgot it already; the script's own word is all there is.
             return verdict_of_last_word(state)
-        if self._do.runs.claimed_by(state.token) == "job" or state.started is not None:
+        claimant = self._do.runs.claimant(state.token)
+        if claimant and claimant != state.slurm_job_id:
+            # Another submission of the same token runs; the one that is gone was turned away by the claim.
+            self._goes_on_as(job, claimant)
+            return None
+        if claimant or state.started is not None:
             age = self._do.clock.now() - state.submitted_at
             if state.cluster == DIRECT and age < self._do.direct.limit_seconds + 10:
                 # It was started by the worker before this one, and may still run.

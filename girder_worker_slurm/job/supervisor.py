@@ -32,6 +32,7 @@ from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
 from girder_worker_slurm.job.services import Later, Parked
 from girder_worker_slurm.job.state import Outcome, Phase, Verdict
 from girder_worker_slurm.job.update_turns import UpdateTurns
+from girder_worker_slurm.job.verdict import UNWRITABLE
 from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
@@ -256,7 +257,10 @@ class Supervisor:
     def _advance(self, job: LiveJob) -> None:
         """Gives the job its next step to a pool, or lets it wait."""
         if job.is_busy or job.is_parked:
+            # Its moment has come while an update or a step is under way: made up for after that.
+            job.has_missed_turn = True
             return
+        job.has_missed_turn = False
         while job.inbox:
             self._record_event(job, job.inbox[0])
             del job.inbox[0]
@@ -296,12 +300,14 @@ class Supervisor:
             return
         token = job.state.token
         if token and token not in self._by_token:
+            for old in [known for known, other in self._by_token.items() if other is job]:
+                del self._by_token[old]
             self._by_token[token] = job
         if error is None:
             job.failures = 0
             if step is not None:
                 _diary(job, step)
-            if step is not None or job.inbox or job.cancel_seen:
+            if step is not None or job.inbox or job.cancel_seen or job.has_missed_turn:
                 self._later(job, 0.0)
             return
         self._safely(job, partial(self._after_error, job, step, error))
@@ -338,7 +344,12 @@ class Supervisor:
 
     def _after_bug(self, job: LiveJob, name: str, error: BaseException) -> None:
         logger.error("Job %s: unexpected error in step %s", job.task_id, name, exc_info=error)
-        gives_up = name == "deliver" and job.failures >= len(_BACKOFF_SECONDS)
+        gives_up = name in ("deliver", "report") and job.failures >= len(_BACKOFF_SECONDS)
+        if gives_up and name == "report":
+            # Nobody can be told; a record that never ends would help nobody either.
+            self._story.end_unreported(job)
+            self._later(job, 0.0)
+            return
         if (job.state.phase >= Phase.SUBMITTING and not gives_up) or step_is_update(name):
             # The Slurm job must not be lost for a mistake of ours.
             self._retry(job, name, error)
@@ -443,8 +454,8 @@ class Supervisor:
             job.next_status_check = 0.0
         elif event.kind == "ended" and state.ended is None:
             job.record.append("ended", **fields)
-        elif event.kind == "refused" and event.fields.get("why") == "unwritable" and state.ended is None:
-            job.record.append("ended", **{**fields, "exit_code": 73, "cause": "unwritable"})
+        elif event.kind == "refused" and event.fields.get("why") == UNWRITABLE and state.ended is None:
+            job.record.append("ended", **{**fields, "exit_code": 73, "cause": UNWRITABLE})
 
     # -- Girder
 

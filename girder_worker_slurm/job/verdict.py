@@ -25,6 +25,11 @@ _HOPELESS_REASONS = {
     "DependencyNeverSatisfied": "a job that it depends on failed",
 }
 
+#: The cause that stands for a script which could not take its claim.
+UNWRITABLE = "unwritable"
+#: Signals that ask a program to end; others, such as USR1, warn it of something.
+_ENDING_SIGNALS = ("TERM", "INT", "XCPU", "HUP")
+
 _SIGNALS = {
     4: "SIGILL",
     6: "SIGABRT",
@@ -85,7 +90,9 @@ def verdict_of_last_word(state: JobState) -> Verdict:
             "out_of_memory",
             f"Slurm job {state.slurm_job_id} used more memory than it was given{_peak(ended)}.",
         )
-    if ended.get("cause") != "exit":
+    if ended.get("cause") == UNWRITABLE:
+        return _unwritable(state.slurm_job_id, ended)
+    if _was_asked_to_end(ended):
         return _slurm(
             "ended_by_signal",
             f"Slurm job {state.slurm_job_id} was ended from outside (SIG{ended.get('cause')}){_on(ended)}: at its time limit,"
@@ -120,6 +127,9 @@ def verdict_of_slurm(state: JobState, detail: JobDetail) -> Verdict | None:
         return None
     if state.cancel:
         return cancelled(state)
+    if _ran_before(state, detail):
+        # What Slurm says of the job is the end of a later start, which the claim turned away.
+        return requeued(state, detail.slurm_job_id)
     ended = state.ended
     job = f"Slurm job {detail.slurm_job_id}"
     where = f" on {detail.nodes}" if detail.nodes else ""
@@ -144,6 +154,14 @@ def verdict_of_slurm(state: JobState, detail: JobDetail) -> Verdict | None:
     if detail.state in _INFRASTRUCTURE:
         return _slurm(
             detail.state.lower(), f"{job} {_INFRASTRUCTURE[detail.state]}{where}. Start the job again."
+        )
+    if ended is not None and ended.get("cause") == UNWRITABLE:
+        return _unwritable(detail.slurm_job_id, ended)
+    if ended is not None and _was_asked_to_end(ended) and _code(ended) == 0:
+        return _slurm(
+            "ended_by_signal",
+            f"{job} was asked to end from outside (SIG{ended.get('cause')}){where}, and the analysis ended with 0 then."
+            " Whether it was complete is not known: its outputs are not taken. Start the job again.",
         )
     if ended is not None:
         return verdict_of_event(state) or (
@@ -181,14 +199,15 @@ def vanished(state: JobState) -> Verdict:
     )
 
 
-def requeued(state: JobState, detail: JobDetail) -> Verdict:
+def requeued(state: JobState, slurm_job_id: str) -> Verdict:
     """The job was put back into the queue while it ran."""
     if state.cancel:
         return cancelled(state)
     return _slurm(
         "requeued",
-        f"Slurm job {detail.slurm_job_id} was put back into the queue while it ran{_on(state.ended or {})}, by an"
-        " administrator or for another job. It is not run a second time by itself: start the job again.",
+        f"Slurm job {slurm_job_id} was put back into the queue while it ran{_on(state.ended or state.started or {})}: by an"
+        " administrator, for another job, or because its node failed. It is not run a second time by itself: start the"
+        " job again.",
     )
 
 
@@ -240,6 +259,25 @@ _INFRASTRUCTURE = {
 
 def _slurm(code: str, sentence: str) -> Verdict:
     return Verdict(Outcome.ERROR, code, sentence)
+
+
+def _ran_before(state: JobState, detail: JobDetail) -> bool:
+    """Whether Slurm has started the job again since it spoke."""
+    word = state.ended or state.started
+    restart = (word or {}).get("restart", 0)
+    return word is not None and isinstance(restart, int) and detail.restarts > restart
+
+
+def _was_asked_to_end(ended: Mapping[str, Any]) -> bool:
+    return ended.get("cause") in _ENDING_SIGNALS
+
+
+def _unwritable(slurm_job_id: str, ended: Mapping[str, Any]) -> Verdict:
+    return _slurm(
+        "script_failed",
+        f"Slurm job {slurm_job_id} could not write into its run directory{_on(ended)}, so the analysis was not begun. Look"
+        " at the jobs root on that node: permissions, quota, a mount that is read-only.",
+    )
 
 
 def _code(ended: Mapping[str, Any]) -> int:

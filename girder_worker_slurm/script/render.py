@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _FORBIDDEN_LONG = ("array", "dependency", "hold", "wrap", "test-only", "uid", "gid", "clusters")
+#: MAX_ARG_STRLEN of Linux: 32 pages, the closing NUL included.
+_LONGEST_ARGUMENT_BYTES = 128 * 1024
+_SHOWN_CHARACTERS = 60
 _FORBIDDEN_SHORT = frozenset({"a", "d", "H", "M"})
 
 
@@ -75,12 +78,23 @@ def script_template(package: str, name: str, values: tuple[str, ...]) -> Templat
 
 
 def argument_file(arguments: tuple[str, ...]) -> bytes:
-    """The arguments as the script reads them: each ended by NUL. Raises ValueError for an argument with NUL."""
+    """The arguments as the script reads them: each ended by NUL. Raises ValueError for one that no program can take."""
+    encoded = []
     for argument in arguments:
+        shown = repr(argument if len(argument) <= _SHOWN_CHARACTERS else f"{argument[:_SHOWN_CHARACTERS]}...")
         if "\0" in argument:
-            msg = f"The argument {argument!r} has a NUL character; no program can take it."
+            msg = f"The argument {shown} has a NUL character; no program can take it."
             raise ValueError(msg)
-    return b"".join(argument.encode("utf-8", "surrogateescape") + b"\0" for argument in arguments)
+        try:
+            data = argument.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            msg = f"The argument {shown} is no valid text; no program can take it."
+            raise ValueError(msg) from error
+        if len(data) >= _LONGEST_ARGUMENT_BYTES:
+            msg = f"The argument {shown} has {len(data)} bytes; Linux hands programs {_LONGEST_ARGUMENT_BYTES - 1} at most in one."
+            raise ValueError(msg)
+        encoded.append(data + b"\0")
+    return b"".join(encoded)
 
 
 def sbatch_head(site_script: str) -> tuple[str, ...]:

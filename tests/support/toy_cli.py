@@ -40,7 +40,7 @@ _TOY_XML = """<?xml version="1.0" encoding="UTF-8"?>
       <longflag>code</longflag><default>0</default></integer>
     <integer><name>lines</name><label>Lines</label><description>Lines of log</description>
       <longflag>lines</longflag><default>0</default></integer>
-    <string><name>mode</name><label>Mode</label><description>no-output, memory, ignore-term, latin1, clock ...</description>
+    <string><name>mode</name><label>Mode</label><description>no-output, memory, ignore-term, latin1, graceful ...</description>
       <longflag>mode</longflag><default></default></string>
   </parameters>
 </executable>
@@ -62,6 +62,8 @@ done
 echo "toy starts in $(pwd) as pid $$"
 echo "to stderr" >&2
 [ "$mode" = ignore-term ] && trap '' TERM
+half=$2
+[ "$mode" = graceful ] && trap 'echo "half an output" > "$half"; exit 0' TERM
 if [ "$mode" = memory ]; then
   tail -c 2000000000 /dev/zero | tail > /dev/null
 fi
