@@ -1,6 +1,7 @@
 """Running programs: the only module of both packages that starts processes.
 
-There is never a shell, always a time limit, and what is kept of the output is bounded. Who runs a program
+There is never a shell, always a time limit (but for what a person watches, `run_in_foreground`), and what is kept of
+the output is bounded. Who runs a program
 elsewhere (over SSH, as another user) wraps a CommandRunner and changes only the argv.
 """
 
@@ -29,6 +30,7 @@ _CHUNK_BYTES = 64 * 1024
 _GRACE_SECONDS = 5.0  # between TERM and KILL
 _LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
 _TICK_SECONDS = 0.2
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,34 @@ class LocalCommandRunner:
             # Not forever: a program in an uninterruptible wait (a dead network mount) outlives even KILL.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_LINGER_SECONDS)
+
+
+def run_in_foreground(argv: Sequence[str]) -> int:
+    """How a program ended that a person waits for: its exit status, or the negative number of its signal.
+
+    It writes straight to this process's output, reads nothing and has no time limit; interrupt, hangup and termination
+    of this process go on to it. Only for a main thread. Raises CommandNotFound.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        asked.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        # A session of its own: an interrupt from the keyboard reaches it through `pass_on`, and only once.
+        started.append(subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, start_new_session=True))
+        for number in asked:
+            started[0].send_signal(number)
+        return started[0].wait()
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise CommandNotFound(argv[0]) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Supervision:

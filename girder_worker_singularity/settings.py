@@ -119,6 +119,14 @@ class SingularitySection(BaseModel):
     min_free_bytes: int = setting(
         2_000_000_000, "A conversion does not start with less free space than this."
     )
+    prune_unused_days: float = setting(
+        0.0,
+        "Remove SIFs that no job used for this many days; images that come back are converted again. 0: never.",
+    )
+    max_store_bytes: int = setting(
+        0,
+        "Remove the SIFs that were not used for longest while all together are larger than this. 0: no limit.",
+    )
     run_options: dict[str, Any] = setting(
         {}, "Docker run options for every container, as JSON.", env=("GIRDER_WORKER_DOCKER_RUN_OPTIONS",)
     )

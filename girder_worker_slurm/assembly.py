@@ -15,6 +15,7 @@ from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
 from girder_worker_singularity.lease import LeaseLost
 from girder_worker_singularity.run.image_rules import parse_image_rule
+from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -26,7 +27,7 @@ from girder_worker_slurm.doctor.checklist import start_checks
 from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import JobUpdates
-from girder_worker_slurm.job.retention import Retention
+from girder_worker_slurm.job.retention import ImageRetention, Retention
 from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import ContainerRules, Services, StoryRules
 from girder_worker_slurm.job.slurm_runner import SlurmCommandRunner
@@ -100,6 +101,17 @@ def make_images(
     return make_store(section, settings.sif_image_path, runner, clock, build_runner=conversions)
 
 
+def prune_rules(settings: Settings) -> PruneRules:
+    """Which SIFs the worker removes by itself."""
+    singularity = settings.singularity
+    if singularity.pull_policy == "never":
+        return PruneRules()  # what is removed could not come back
+    return PruneRules(
+        unused_seconds=singularity.prune_unused_days * DAY_SECONDS or None,
+        most_bytes=singularity.max_store_bytes or None,
+    )
+
+
 def slurm_options(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The sbatch options of every job."""
     options = dict(settings.slurm.options)
@@ -132,6 +144,7 @@ class SlurmWorker:
     unhandled: UnhandledMessages
     lease: Lease
     retention: Retention
+    image_retention: ImageRetention
     conversions: SlurmCommandRunner | None
     _consumers: ConsumerSwitch
 
@@ -163,6 +176,7 @@ class SlurmWorker:
                 for record in self.root.orphaned_records(self.clock):
                     self.supervisor.accept(record)
                 self.retention.remove_old()
+                self.image_retention.look_after()
                 if self.conversions is not None:
                     self.conversions.end_abandoned()
             except LeaseLost:
@@ -275,8 +289,21 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     retention = Retention(
         root, runs, clock, keep_days=settings.jobs.keep_days, keep_failed_days=settings.jobs.keep_failed_days
     )
+    image_retention = ImageRetention(
+        settings.sif_image_path, clock, prune_rules(settings), sifs_in_use=supervisor.sifs_in_use
+    )
     return SlurmWorker(
-        settings, root, clock, supervisor, intake, unhandled, lease, retention, conversions, consumers
+        settings,
+        root,
+        clock,
+        supervisor,
+        intake,
+        unhandled,
+        lease,
+        retention,
+        image_retention,
+        conversions,
+        consumers,
     )
 
 

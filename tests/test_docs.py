@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from girder_worker_singularity.cli import cli as singularity_cli
 from girder_worker_slurm.cli import cli
 from girder_worker_slurm.settings import render_reference, render_sample, setting_fields
 
@@ -53,6 +54,24 @@ def test_the_sample_configuration_is_the_generated_one():
 @pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_is_described(command):
     assert f"girder-slurm {command}" in (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(singularity_cli.commands))
+def test_every_command_for_images_is_described(command):
+    page = (DOCS / "reference" / "cli-singularity.md").read_text(encoding="utf-8")
+    assert f"## girder-singularity {command}" in page
+
+
+def test_every_command_for_images_that_is_mentioned_exists():
+    mentioned = {
+        name
+        for page in pages()
+        for name in re.findall(
+            r"girder-singularity ([a-z]+)", "\n".join(_CODE.findall(page.read_text("utf-8")))
+        )
+    }
+    assert mentioned
+    assert mentioned - set(singularity_cli.commands) == set()
 
 
 def test_every_command_that_is_mentioned_exists():

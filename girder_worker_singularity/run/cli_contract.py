@@ -34,9 +34,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION_TYPES = ("xml", "json", "yaml")
 DEFAULT_TYPE = "xml"
-_BRACKETS = {"xml": ("<", ">"), "json": ("{", "}")}
+MOST_DESCRIPTION_BYTES = 16_000_000
+"""What Girder's database can hold of one description: a document of at most 16 MiB, other things included."""
 _SHOWN_CHARACTERS = 500
 _MOST_BRACKETS = 1000
+_XML = re.compile(r"(?:<\?xml\b.*?)?<executable\b.*</executable\s*>", re.DOTALL)
+_ANY_XML = re.compile(r"<.*>", re.DOTALL)
+# The outermost keys of a description in YAML, or the mark that begins a document.
+_YAML_START = re.compile(
+    r"^(?:---(?:\s.*)?|%YAML .*|(?P<quote>[\"']?)(?:category|title|description|version|documentation-url|license|"
+    r"contributor|acknowledgements|parameter_groups)(?P=quote)\s*:.*)$",
+    re.MULTILINE,
+)
+_YAML_LINE = re.compile(r"\s|-(?:\s|$)|#|[\"']?[\w.-]+[\"']?\s*:(?:\s|$)|[\]}]|\.\.\.$")
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,8 @@ def run_on_this_host(
         raise ProgramMissing(str(error)) from error
     except CommandTimeout as error:
         raise CliContractViolated(
-            f"{sif.reference} did not answer {' '.join(arguments)!r} within {timeout_seconds:g} s."
+            f"{sif.reference} did not answer {' '.join(arguments)!r} within {timeout_seconds:g} s.",
+            remedy="It must print the answer and end by itself; `girder-singularity run IMAGE --list_cli` shows what it does.",
         ) from error
 
 
@@ -95,6 +106,7 @@ def _describe(
     desc_type = _description_type(image, name, spec.get("desc-type", DEFAULT_TYPE))
     text = _answer(image, run, [name, f"--{desc_type}"])
     description = _trim(image, name, desc_type, text)
+    _check_size(image, name, desc_type, description)
     return CliDescription(
         name=name,
         cli_type=str(spec.get("type", "Unknown")),
@@ -114,6 +126,16 @@ def _answer(image: str, run: Callable[[Sequence[str]], CommandResult], arguments
     if result.truncated:
         raise CliContractViolated(f"{image} answered {' '.join(arguments)!r} with more than can be read.")
     return result.stdout
+
+
+def _check_size(image: str, name: str, desc_type: str, description: str) -> None:
+    size = len(description.encode("utf-8", errors="replace"))
+    if size > MOST_DESCRIPTION_BYTES:
+        raise CliContractViolated(
+            f"{image} answered '{name} --{desc_type}' with {size / 1e6:.1f} MB; Girder can keep"
+            f" {MOST_DESCRIPTION_BYTES / 1e6:.0f} MB.",
+            remedy="Move what makes the description so long (enumerations, texts) out of it.",
+        )
 
 
 def _parse_list(image: str, text: str) -> dict[str, dict[str, Any]]:
@@ -152,15 +174,45 @@ def _description_type(image: str, name: str, value: Any) -> str:
 
 def _trim(image: str, name: str, desc_type: str, text: str) -> str:
     """The description without what a start script printed around it."""
-    if desc_type not in _BRACKETS:
-        return text
-    opening, closing = _BRACKETS[desc_type]
-    start, end = text.find(opening), text.rfind(closing)
-    if not 0 <= start < end:
+    description = {"xml": _xml_in, "json": _json_in, "yaml": _yaml_in}[desc_type](text)
+    if not description:
         raise CliContractViolated(
             f"{image} answered '{name} --{desc_type}' with no {desc_type.upper()}: {_shown(text)}."
         )
-    return text[start : end + 1]
+    return description
+
+
+def _xml_in(text: str) -> str:
+    # Noise may hold angle brackets too (`<frozen importlib._bootstrap>`): the root element counts, if it is there.
+    match = _XML.search(text) or _ANY_XML.search(text)
+    return match[0] if match else ""
+
+
+def _json_in(text: str) -> str:
+    """The first JSON object that has a title, as every description must, else the first one, else nothing."""
+    decoder, first, start = json.JSONDecoder(), "", text.find("{")
+    for _attempt in range(_MOST_BRACKETS):
+        if start < 0:
+            break
+        end = start + 1
+        with contextlib.suppress(ValueError, RecursionError):
+            value, end = decoder.raw_decode(text, start)
+            if "title" in value:
+                return text[start:end]
+            first = first or text[start:end]
+        start = text.find("{", end)
+    return first
+
+
+def _yaml_in(text: str) -> str:
+    """The description, if its beginning is recognized; else all of it, since any text may be YAML."""
+    match = _YAML_START.search(text)
+    if match is None:
+        return text if text.strip() else ""
+    lines = text[match.start() :].splitlines(keepends=True)
+    while lines and not (lines[-1].strip() and _YAML_LINE.match(lines[-1])):
+        lines.pop()
+    return "".join(lines)
 
 
 def _shown(text: str) -> str:

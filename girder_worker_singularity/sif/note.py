@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+BY_HAND = "put there by hand"
+"""The source of a SIF that nobody can make again from here."""
+
+
 @dataclass(frozen=True)
 class SifNote:
     """The facts about one SIF; empty or None what is not known."""

@@ -8,6 +8,7 @@ The directory, which other Digital Slide Archive tools may share::
     .leases/team_tool_1        held while one process makes it
     .tmp-team_tool_1~….sif     a SIF in the making; it gets its name when it is whole
     .old-team_tool_1~….sif     a SIF that was replaced, kept for the jobs that run from it
+    .used/team_tool_1.sif      when it was last used, see `sif/use.py`
 
     team_tool_1                a sandbox directory that somebody put there: a SIF is made of it
 
@@ -47,7 +48,7 @@ from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost
 from girder_worker_singularity.sif.convert import ConvertOptions, remove_dead_builds
 from girder_worker_singularity.sif.file import SifContents, read_sif
 from girder_worker_singularity.sif.make import SifMaker
-from girder_worker_singularity.sif.note import SifNote, fsync, note_path, read_note, write_note
+from girder_worker_singularity.sif.note import BY_HAND, SifNote, fsync, note_path, read_note, write_note
 from girder_worker_singularity.source.docker_engine import engine_image
 from girder_worker_singularity.source.image_sources import ImageSources, SourceOptions
 from girder_worker_singularity.source.registry_digest import registry_digest
@@ -63,11 +64,12 @@ logger = logging.getLogger(__name__)
 
 Policy = Literal["always", "if-not-present", "if-newer", "never"]
 
-_LEASES = ".leases"
+LEASES = ".leases"
+"""Directory of the leases, each named like the SIF that its holder makes or removes."""
+
 _FOLLOWER_POLL_SECONDS = 0.2
 _ATTEMPTS = 3
-_BY_HAND = "put there by hand"
-_MADE_ELSEWHERE = frozenset({_BY_HAND, "oras", "library", ""})
+_MADE_ELSEWHERE = frozenset({BY_HAND, "oras", "library", ""})
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ class SifStore:
 
     def _acquire(self, reference: ImageReference, should_stop: Callable[[], bool] | None) -> Lease:
         # The lease has the plain name, so that images which compete for one file name also wait for each other.
-        path = self.root / _LEASES / reference.sif_stem
+        path = self.root / LEASES / reference.sif_stem
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             holder = Holder.this_process("SIF converter")
@@ -453,7 +455,7 @@ class SifStore:
         """Note whose a SIF is that was put there by hand, so that no other image takes it for its own."""
         if sif.path.name != sif.reference.sif_name or note_path(sif.path).exists():
             return
-        note = SifNote(sif.reference.canonical, source=_BY_HAND, reference=str(sif.reference))
+        note = SifNote(sif.reference.canonical, source=BY_HAND, reference=str(sif.reference))
         with contextlib.suppress(OSError):  # a store that only can be read works as well
             write_note(sif.path, note, replace=False)
 

@@ -9,7 +9,7 @@ import logging
 
 import click
 
-from girder_worker_slurm.cli.answers import OneLineErrors
+from girder_worker_slurm.cli.answers import SlurmErrors
 from girder_worker_slurm.cli.cancel_command import cancel_command
 from girder_worker_slurm.cli.doctor_command import doctor_command
 from girder_worker_slurm.cli.jobs_command import jobs_command
@@ -20,7 +20,7 @@ from girder_worker_slurm.cli.unhandled_commands import requeue_command, unhandle
 from girder_worker_slurm.cli.worker_command import worker_command
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("girder-slurm", cls=SlurmErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="girder-worker-slurm")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 def cli(*, debug: bool) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,8 @@ from girder_client import HttpError
 
 from girder_worker_singularity.errors import ContainerError
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
-from girder_worker_slurm.errors import NotSupported
+from girder_worker_singularity.sif.use import note_use
+from girder_worker_slurm.errors import GirderUnreachable, NotSupported
 from girder_worker_slurm.girder.inputs import pull_policy
 from girder_worker_slurm.girder.transfer_client import TransferClient
 from girder_worker_slurm.records.record import write_durably
@@ -21,10 +25,26 @@ from girder_worker_slurm.records.record import write_durably
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.run.cli_contract import CliDescription
-    from girder_worker_singularity.sif.store import Sif, SifStore
+    from girder_worker_singularity.sif.store import Policy, Sif, SifStore
     from girder_worker_slurm.celery_worker.message import DecodedTask
+
+_PARALLEL_IMAGES = 2
+_SHOWN_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class IngestNews:
+    """What Girder's job shows while images are ingested."""
+
+    line: str
+    """For the log."""
+    progress: float
+    """Images done of all images, 0 to 1."""
+    message: str
+    """How many are done, and which are under way."""
 
 
 def ingest_images(
@@ -33,44 +53,91 @@ def ingest_images(
     api_url: str,
     images: SifStore,
     runner: CommandRunner,
+    clock: Clock,
     apptainer: str,
     jobs_root: Path,
     check: Callable[[], None],
-    say: Callable[[str], None],
+    say: Callable[[IngestNews], None],
 ) -> list[str]:
-    """Ingests all images of the task; returns those that failed, each of which `say` has explained.
+    """Ingests all images of the task, two at a time; returns those that failed, each of which `say` has explained.
 
-    One failing image does not fail the others. Raises NotSupported, GirderUnreachable, JobCancelled.
+    One failing image does not fail the others; `say` is called by one thread at a time. Raises NotSupported,
+    GirderUnreachable, JobCancelled.
     """
     task = _arguments(decoded)
-    client = TransferClient(api_url or task["api_url"], task["token"], check)
-    failed = []
-    for name in task["names"]:
+    client = TransferClient(api_url or task.api_url, task.token, check)
+    told = _Telling(say, len(task.names))
+    registering = threading.Lock()
+
+    def ingest(name: str) -> bool:
         check()
-        say(f"{name}: fetching the image")
+        told.begins(name)
         try:
-            sif = images.ensure(
-                name, policy="always" if task["pull"] else "if-not-present", should_stop=_stops(check)
-            )
+            policy: Policy = "always" if task.pull else "if-not-present"
+            sif = images.ensure(name, policy=policy, should_stop=_stops(check))
+            note_use(sif.path, clock)
             clis = _describe(sif, runner, apptainer, jobs_root / "tmp")
-            register(client, task["folder_id"], name, sif, clis)
+            # Two tags of one image would both make the folder that they share.
+            with registering:
+                gone = register(client, task.folder_id, name, sif, clis)
             _keep_descriptions(jobs_root, sif.path.name, clis)
         except ContainerError as error:
             check()
-            say(f"{name}: {error}")
-            failed.append(name)
+            told.ended(name, str(error))
         except HttpError as error:
-            say(f"{name}: Girder refused it ({error.status}): {error.responseText}")
-            failed.append(name)
+            told.ended(name, f"Girder refused it ({error.status}): {_shown(error.responseText)}")
+        except DescriptionRefused as error:
+            told.ended(name, str(error))
         else:
-            say(
-                f"{name}: {len(clis)} CLI{'s' if len(clis) != 1 else ''} registered: {', '.join(cli.name for cli in clis)}"
-            )
-    return failed
+            told.ended(name, _registered(clis, gone))
+            return True
+        return False
+
+    with ThreadPoolExecutor(_PARALLEL_IMAGES, thread_name_prefix="gw-ingest") as pool:
+        results = [pool.submit(ingest, name) for name in task.names]
+        try:
+            return [name for name, result in zip(task.names, results, strict=True) if not result.result()]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[CliDescription]) -> None:
-    """Creates or replaces the folders and items that Girder keeps of an image."""
+class DescriptionRefused(Exception):
+    """Girder failed on the description of a CLI."""
+
+
+class _Telling:
+    """What is said about several images at once, one after the other."""
+
+    def __init__(self, say: Callable[[IngestNews], None], total: int) -> None:
+        self._say = say
+        self._total = total
+        self._done = 0
+        self._under_way: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def begins(self, name: str) -> None:
+        with self._lock:
+            self._under_way[name] = None
+            self._tell(f"{name}: fetching the image")
+
+    def ended(self, name: str, how: str) -> None:
+        with self._lock:
+            self._under_way.pop(name, None)
+            self._done += 1
+            self._tell(f"{name}: {how}")
+
+    def _tell(self, line: str) -> None:
+        names = ", ".join(self._under_way)
+        message = f"{self._done} of {self._total} images done" + (f"; now {names}" if names else "")
+        self._say(IngestNews(" ".join(line.splitlines()), self._done / self._total, message))
+
+
+def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[CliDescription]) -> list[str]:
+    """Creates or replaces the folders and items that Girder keeps of an image; returns the CLIs that were removed.
+
+    Those are what an earlier ingest of this image registered and it has no more. Raises DescriptionRefused.
+    """
     repository, tag = _split(image)
     labels = {key.replace(".", "_"): value for key, value in sif.config.labels.items()}
     description = labels.pop("description", "Slicer CLI generated docker image tag folder")
@@ -95,11 +162,17 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
         },
     )
     for cli in clis:
+        _register_cli(client, tag_folder["_id"], image, cli)
+    return _remove_gone(client, tag_folder["_id"], image, {cli.name for cli in clis})
+
+
+def _register_cli(client: Any, folder_id: str, image: str, cli: CliDescription) -> None:
+    try:
         # Replaces an item of that name, so that doing it again after a crash changes nothing.
         item = client.post(
             "slicer_cli_web/cli",
             data={
-                "folder": tag_folder["_id"],
+                "folder": folder_id,
                 "name": cli.name,
                 "image": image,
                 "replace": True,
@@ -107,10 +180,45 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
                 "spec": b64encode(cli.description.encode()),
             },
         )
-        params = cli.spec.get("docker-params")
-        if params and isinstance(item, dict) and item.get("_id"):
-            # Girder's own route leaves them out.
-            client.put(f"item/{item['_id']}/metadata", json={"docker-params": params})
+    except GirderUnreachable as error:
+        answer = error.__cause__
+        if not (isinstance(answer, HttpError) and answer.status == 500):
+            raise
+        # Girder's route lets a description that it cannot read end in an internal error: trying again is in vain.
+        msg = f"Girder failed on the description of the CLI {cli.name} (500): {_shown(answer.responseText)}"
+        raise DescriptionRefused(msg) from error
+    params = cli.spec.get("docker-params") or None
+    known = item.get("meta", {}).get("docker-params")
+    if params != known:
+        # Girder's own route leaves them out; null takes those of an earlier ingest away.
+        client.put(f"item/{item['_id']}/metadata", json={"docker-params": params})
+
+
+def _remove_gone(client: Any, folder_id: str, image: str, names: set[str]) -> list[str]:
+    """Girder's own model does so too when it stores an image (`DockerImageItem._syncItems`)."""
+    gone = []
+    for item in client.get("item", parameters={"folderId": folder_id, "limit": 0}):
+        meta = item.get("meta") or {}
+        is_cli = meta.get("slicerCLIType") == "task" and meta.get("image", image) == image
+        if is_cli and item["name"] not in names:
+            client.delete(f"slicer_cli_web/cli/{item['_id']}")
+            gone.append(str(item["name"]))
+    return gone
+
+
+def _registered(clis: Sequence[CliDescription], gone: Sequence[str]) -> str:
+    names = ", ".join(cli.name for cli in clis)
+    removed = f"; no longer there and removed: {', '.join(gone)}" if gone else ""
+    return f"{len(clis)} CLI{'s' if len(clis) != 1 else ''} registered: {names}{removed}"
+
+
+def _shown(text: str) -> str:
+    """What Girder said, without the trace and the whole description that may stand in it."""
+    try:
+        said = str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        said = text
+    return said if len(said) <= _SHOWN_CHARACTERS else f"{said[:_SHOWN_CHARACTERS]}..."
 
 
 def read_descriptions(jobs_root: Path, sif_name: str) -> dict[str, str]:
@@ -130,7 +238,16 @@ def _keep_descriptions(jobs_root: Path, sif_name: str, clis: Sequence[CliDescrip
     )
 
 
-def _arguments(decoded: DecodedTask) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _IngestTask:
+    names: tuple[str, ...]
+    token: str
+    folder_id: str
+    pull: bool
+    api_url: str
+
+
+def _arguments(decoded: DecodedTask) -> _IngestTask:
     values = {
         **dict(zip(("name_list", "token", "folder_id", "pull"), decoded.args, strict=False)),
         **decoded.kwargs,
@@ -140,14 +257,14 @@ def _arguments(decoded: DecodedTask) -> dict[str, Any]:
     if not isinstance(names, list) or not values.get("token") or not values.get("folder_id") or not api_url:
         msg = "The ingest task does not say which images to register where."
         raise NotSupported(msg)
-    return {
-        "names": [str(name) for name in names],
-        "token": str(values["token"]),
-        "folder_id": str(values["folder_id"]),
+    return _IngestTask(
+        names=tuple(dict.fromkeys(str(name) for name in names)),
+        token=str(values["token"]),
+        folder_id=str(values["folder_id"]),
         # A form's "false" is text, and true as such.
-        "pull": values.get("pull") not in (None, False) and pull_policy(values["pull"]) == "always",
-        "api_url": str(api_url),
-    }
+        pull=values.get("pull") not in (None, False) and pull_policy(values["pull"]) == "always",
+        api_url=str(api_url),
+    )
 
 
 def _describe(sif: Sif, runner: CommandRunner, apptainer: str, scratch: Path) -> list[CliDescription]:

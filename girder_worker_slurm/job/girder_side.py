@@ -89,9 +89,13 @@ class GirderSide:
             job.feed.output = output
         return job.feed
 
-    def say(self, job: LiveJob, feed: LogFeed, line: str) -> None:
-        """Adds a line to the job's log and sends it."""
+    def say(
+        self, job: LiveJob, feed: LogFeed, line: str, *, progress: float | None = None, message: str = ""
+    ) -> None:
+        """Adds a line to the log of a job that is not in Slurm and sends it, with its progress (0 to 1) and its text."""
         feed.note(line)
+        feed.progress = progress
+        job.waiting_message = message or job.waiting_message
         self.flush(job)
 
     def flush(self, job: LiveJob) -> None:

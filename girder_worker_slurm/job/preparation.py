@@ -16,6 +16,7 @@ from girder_worker_singularity.run.container import (
     environment_file_text,
     overlay_argv,
 )
+from girder_worker_singularity.sif.use import take
 from girder_worker_slurm.errors import NotSupported
 from girder_worker_slurm.girder import inputs
 from girder_worker_slurm.girder.datalist import is_datalist_request
@@ -88,7 +89,7 @@ class Preparation:
             json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
         )
         sif = job.sif or self._sif_at_hand(task)
-        if sif is None:
+        if sif is None or not take(sif.path, self._do.clock):
             raise Parked(task.image, task.pull_policy)
         job.sif = None
         run = self._do.runs.path(state.token)
@@ -133,7 +134,9 @@ class Preparation:
         self._say_what_is_not_met(job, plan.ignored, asked.unmet)
         # What all jobs have is not repeated in each record.
         job.record.append(
-            "rendered", options=None if asked.options == self._rules.slurm_options else asked.options
+            "rendered",
+            sif=str(sif.path),
+            options=None if asked.options == self._rules.slurm_options else asked.options,
         )
 
     def _with_gpu_argument(self, task: inputs.StagedTask, sif: Sif) -> inputs.StagedTask:

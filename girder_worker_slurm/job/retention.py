@@ -1,4 +1,4 @@
-"""How long ended jobs stay on disk."""
+"""How long ended jobs stay on disk, and the SIFs that nobody uses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from girder_worker_singularity.sif.prune import prune
+from girder_worker_singularity.sif.use import note_use
 from girder_worker_slurm.errors import RecordDamaged
 from girder_worker_slurm.job.state import Outcome
 from girder_worker_slurm.records.record import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.sif.prune import PruneRules
     from girder_worker_slurm.cluster.run_directory import RunDirectories
     from girder_worker_slurm.records.jobs_root import JobsRoot
 
@@ -71,3 +76,36 @@ class Retention:
         shutil.rmtree(path, ignore_errors=True)
         logger.info("Job %s ended long ago; its record and log are removed", record.task_id)
         return True
+
+
+class ImageRetention:
+    """Stamps the SIFs that live jobs run from, so that nobody removes them, and removes what nobody uses."""
+
+    def __init__(
+        self, store: Path, clock: Clock, rules: PruneRules, *, sifs_in_use: Callable[[], set[str]]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._rules = rules
+        self._sifs_in_use = sifs_in_use
+        self._next = 0.0
+
+    def look_after(self) -> int:
+        """Looks once an hour; returns how many SIFs it removed. Raises OSError if the store cannot be written to."""
+        now = self._clock.monotonic()
+        if now < self._next:
+            return 0
+        self._next = now + _EVERY_SECONDS
+        # First: after a long stop of this worker its jobs' SIFs look unused.
+        for sif in self._sifs_in_use():
+            note_use(Path(sif), self._clock)
+        if not self._rules.removes_sifs:
+            return 0
+        report = prune(self._store, self._rules, self._clock)
+        if report.over_bytes:
+            logger.warning(
+                "The SIFs in %s are %d bytes larger than max_store_bytes: all that is left is in use or was put there by hand",
+                self._store,
+                report.over_bytes,
+            )
+        return len(report.removed)

@@ -193,10 +193,13 @@ class JobStory:
             api_url=self._rules.staging.api_url,
             images=self._do.images,
             runner=self._do.runner,
+            clock=self._do.clock,
             apptainer=self._rules.apptainer,
             jobs_root=self._rules.jobs_root,
             check=self._do.checker(job),
-            say=lambda line: self._girder.say(job, feed, line),
+            say=lambda news: self._girder.say(
+                job, feed, news.line, progress=news.progress, message=news.message
+            ),
         )
         if failed:
             names = ", ".join(failed)

@@ -88,6 +88,8 @@ class JobState:
     accepted_at: float = 0.0
     girder: GirderJob | None = None
     image: str = ""
+    #: The file that the rendered script runs from.
+    sif: str = ""
     #: Its Girder job had ended with ERROR before and was sent again: Girder keeps that status whatever happens.
     is_revived: bool = False
     attempt: int = 0
@@ -206,7 +208,7 @@ def _lost(state: JobState, _entry: Mapping[str, Any]) -> JobState:
 def _rendered(state: JobState, entry: Mapping[str, Any]) -> JobState:
     options = entry.get("options")
     own = None if options is None else tuple((str(name), str(value)) for name, value in options)
-    return replace(state, phase=max(state.phase, Phase.RENDERED), options=own)
+    return replace(state, phase=max(state.phase, Phase.RENDERED), sif=str(entry.get("sif", "")), options=own)
 
 
 def _again(state: JobState, _entry: Mapping[str, Any]) -> JobState:

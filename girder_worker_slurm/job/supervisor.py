@@ -167,6 +167,14 @@ class Supervisor:
         """Jobs that have not ended, those included that were accepted a moment ago."""
         return len(self._jobs) + self._incoming.qsize()
 
+    def sifs_in_use(self) -> set[str]:
+        """The SIFs from which jobs run, or will run once Slurm starts them; callable from any thread."""
+        return {
+            job.state.sif
+            for job in list(self._jobs.values())
+            if job.state.sif and job.state.phase < Phase.DECIDED
+        }
+
     def run_in_pool(self, pool: str, work: Callable[[], None]) -> None:
         """Runs something that belongs to no job in one of the pools."""
         self._pools[pool].submit(_logged, work)

@@ -122,3 +122,40 @@ def test_an_answer_whose_middle_is_missing_is_not_used():
 
     with pytest.raises(CliContractViolated, match="more than can be read"):
         list_clis(SIF, run)
+
+
+def described(desc_type, text):
+    (cli,) = listed({"A": {"desc-type": desc_type}}, **{f"A --{desc_type}": text})
+    return cli.description
+
+
+def test_noise_with_brackets_of_its_own_is_dropped():
+    xml = '<?xml version="1.0"?>\n<executable>\n<title>a > b</title></executable>'
+    assert described("xml", f"<frozen importlib> warns\n{xml}\n<done>") == xml
+    assert described("xml", "warning: <executable><title>T</title></executable > bye") == (
+        "<executable><title>T</title></executable >"
+    )
+    json_text = '{"title": "T", "parameter_groups": [{"label": "}"}]}'
+    assert described("json", f'{{memcached}} {{"level": {{"title": 1}}}}\n{json_text}\n{{done}}') == json_text
+
+
+def test_noise_around_yaml_is_dropped_where_the_description_is_recognized():
+    yaml = "title: T\ndescription: >-\n  long:\n  text\nparameter_groups:\n- label: IO\n  x: [1,\n2\n]\n"
+    assert described("yaml", f"Starting up ...\nWarning: old\n{yaml}\nall done\n") == yaml
+    assert described("yaml", f"noise\n---\n{yaml}...\nbye bye\n") == f"---\n{yaml}...\n"
+    assert described("yaml", '"title": T\n') == '"title": T\n'
+
+
+@pytest.mark.parametrize("desc_type", ["xml", "json", "yaml"])
+def test_no_description_at_all_is_told(desc_type):
+    with pytest.raises(CliContractViolated, match=f"no {desc_type.upper()}"):
+        described(desc_type, " \n")
+
+
+def test_a_description_that_girder_cannot_keep_is_refused():
+    with pytest.raises(
+        CliContractViolated, match=r"'A --xml' with 16\.5 MB; Girder can keep 16 MB"
+    ) as caught:
+        described("xml", f"<executable>{'é' * 8_250_000}</executable>")
+    assert "out of it" in str(caught.value)
+    assert described("xml", f"<executable>{'e' * 15_900_000}</executable>")

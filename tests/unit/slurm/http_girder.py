@@ -124,8 +124,8 @@ class HttpGirder:
 
 
 @contextmanager
-def http_girder():
-    girder = HttpGirder()
+def http_girder(kind: type[HttpGirder] = HttpGirder):
+    girder = kind()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

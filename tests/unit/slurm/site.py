@@ -106,7 +106,10 @@ class FakeGirder:
 class FakeImages:
     """A store of images: those in `at_hand` are there, `error` is what making the others gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        root.mkdir(exist_ok=True)
+        self.path = root / "x.sif"
+        self.path.touch()
         self.at_hand: set[str] = set()
         self.error: BaseException | None = None
         self.made: list[tuple[str, str]] = []
@@ -125,10 +128,9 @@ class FakeImages:
         self.at_hand.add(image)
         return self._sif(image)
 
-    @staticmethod
-    def _sif(image):
+    def _sif(self, image):
         config = ImageConfig(entrypoint=("/bin/tool",), command=("--help",))
-        return Sif(Path("/sifs/x.sif"), parse_image_reference(image), config)
+        return Sif(self.path, parse_image_reference(image), config)
 
 
 class FakeResults:
@@ -210,7 +212,7 @@ class Site:
         self.cluster = FakeCluster(self.clock)
         self.direct = FakeCluster(self.clock)
         self.girder = FakeGirder()
-        self.images = FakeImages()
+        self.images = FakeImages(tmp_path / "sifs")
         self.images.at_hand.add("image:1")
         self.results = FakeResults()
         self.revoked: set[str] = set()

@@ -1,17 +1,24 @@
-"""Ended jobs stay on disk for some days, failed ones longer, running ones for ever."""
+"""Ended jobs stay on disk for some days, failed ones longer, running ones for ever; so do their SIFs."""
 
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
+from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.prune import PruneRules
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
+from girder_worker_singularity.sif.use import last_used
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.cluster.run_directory import RunDirectories
-from girder_worker_slurm.job.retention import Retention
+from girder_worker_slurm.job.retention import ImageRetention, Retention
 from girder_worker_slurm.job.state import Outcome, Verdict
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
+from tests.support.sif_files import FakeApptainer
+from tests.unit.slurm.site import Site
 
 DAY = 86400.0
 
@@ -90,3 +97,76 @@ def test_a_damaged_record_is_left_to_a_person(bench):
     os.utime(bench.root.ended / "good" / "state.jsonl", (0, 0))
     bench.retention.remove_old()
     assert (bench.root.ended / "good").exists()
+
+
+class Shelf:
+    """A store with two SIFs, one of which a live job runs from."""
+
+    def __init__(self, tmp_path, rules):
+        self.clock = FakeClock(time.time())
+        options = StoreOptions(ConvertOptions(tmp_dir=tmp_path / "build"), minimum_free_bytes=0)
+        self.store = SifStore(
+            tmp_path / "sifs",
+            FakeApptainer().runner(),
+            self.clock,
+            options,
+            ask_registry=lambda *_, **__: None,
+            ask_engine=lambda _: None,
+        )
+        self.used, self.idle = self.store.ensure("used:1").path, self.store.ensure("idle:1").path
+        self.in_use = {str(self.used), "/gone/x.sif"}
+        self.retention = ImageRetention(self.store.root, self.clock, rules, sifs_in_use=lambda: self.in_use)
+
+
+@pytest.mark.parametrize("rules", [PruneRules(unused_seconds=30 * DAY), PruneRules(most_bytes=1)])
+def test_the_sif_of_a_live_job_stays_however_long_the_worker_was_down(tmp_path, rules):
+    shelf = Shelf(tmp_path, rules)
+    shelf.clock.advance(100 * DAY)
+    assert shelf.retention.look_after() == 1
+    assert shelf.used.exists()
+    assert not shelf.idle.exists()
+
+
+def test_a_live_job_stamps_its_sif_every_hour(tmp_path):
+    shelf = Shelf(tmp_path, PruneRules())
+    shelf.retention.look_after()
+    first = last_used(shelf.used)
+    shelf.clock.advance(3599)
+    shelf.retention.look_after()
+    assert last_used(shelf.used) == first
+    shelf.clock.advance(1)
+    shelf.retention.look_after()
+    assert last_used(shelf.used) == first + 3600
+    assert last_used(shelf.idle) is None
+
+
+def test_sifs_stay_until_a_rule_says_otherwise(tmp_path):
+    shelf = Shelf(tmp_path, PruneRules())
+    shelf.clock.advance(1000 * DAY)
+    assert shelf.retention.look_after() == 0
+    assert shelf.idle.exists()
+
+
+def test_a_sif_is_in_use_from_the_script_to_the_end_of_the_job_over_a_restart(tmp_path):
+    site = Site(tmp_path)
+    sif = str(site.images.path)
+    assert site.supervisor.sifs_in_use() == set()
+    site.task()
+    site.run_until(lambda: site.state().slurm_job_id, steps_slurm=False)
+    assert last_used(site.images.path) is not None
+    assert site.supervisor.sifs_in_use() == {sif}
+    site.restart()
+    assert site.supervisor.sifs_in_use() == {sif}
+    site.run_to_the_end()
+    assert site.supervisor.sifs_in_use() == set()
+
+
+def test_a_job_whose_sif_is_removed_as_it_takes_it_waits_for_another(tmp_path):
+    site = Site(tmp_path)
+    site.images.path.unlink()
+    site.task()
+    site.run_until(lambda: site.images.made, steps_slurm=False)
+    assert site.entries()[-1] == "staged"
+    site.images.path.touch()
+    site.run_to_the_end()
+    assert "rendered" in site.entries()
