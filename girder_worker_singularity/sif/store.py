@@ -175,8 +175,16 @@ class SifStore:
         return sif if sif is not None and self._is_trusted(sif.path) else None
 
     def find_for(self, image: str, policy: str) -> Sif | None:
-        """The SIF if a run with this policy may take it with nobody being asked; otherwise call `ensure`."""
-        return None if (self._options.pull_policy or policy) in ("always", "if-newer") else self.find(image)
+        """The SIF if a run with this policy may take it with nobody being asked; otherwise call `ensure`.
+
+        One that is damaged is not taken: `ensure` makes it anew, or says what is wrong with it.
+        """
+        if (self._options.pull_policy or policy) in ("always", "if-newer"):
+            return None
+        try:
+            return self.find(image)
+        except SifDamaged:
+            return None
 
     def ensure(
         self,

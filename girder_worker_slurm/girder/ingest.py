@@ -16,6 +16,7 @@ from girder_client import HttpError
 
 from girder_worker_singularity.errors import ContainerError
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
+from girder_worker_singularity.sif.progress import conversion_phase
 from girder_worker_singularity.sif.use import note_use
 from girder_worker_slurm.errors import GirderUnreachable, NotSupported
 from girder_worker_slurm.girder.inputs import pull_policy
@@ -40,11 +41,11 @@ class IngestNews:
     """What Girder's job shows while images are ingested."""
 
     line: str
-    """For the log."""
+    """For the log; empty if there is nothing new for it."""
     progress: float
     """Images done of all images, 0 to 1."""
     message: str
-    """How many are done, and which are under way."""
+    """How many are done, which are under way, and how far those are."""
 
 
 def ingest_images(
@@ -74,7 +75,13 @@ def ingest_images(
         told.begins(name)
         try:
             policy: Policy = "always" if task.pull else "if-not-present"
-            sif = images.ensure(name, policy=policy, should_stop=_stops(check))
+            sif = images.ensure(
+                name,
+                policy=policy,
+                on_progress=lambda line: told.goes_on(name, line),
+                should_stop=_stops(check),
+            )
+            told.goes_on(name, "", phase="asking for its CLIs")
             note_use(sif.path, clock)
             clis = _describe(sif, runner, apptainer, jobs_root / "tmp")
             # Two tags of one image would both make the folder that they share.
@@ -113,13 +120,21 @@ class _Telling:
         self._say = say
         self._total = total
         self._done = 0
-        self._under_way: dict[str, None] = {}
+        self._under_way: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def begins(self, name: str) -> None:
         with self._lock:
-            self._under_way[name] = None
+            self._under_way[name] = ""
             self._tell(f"{name}: fetching the image")
+
+    def goes_on(self, name: str, line: str, *, phase: str | None = None) -> None:
+        """What Apptainer says of an image under way, or how far it is."""
+        phase = phase or conversion_phase(line)
+        with self._lock:
+            if phase is not None and self._under_way.get(name) not in (None, phase):
+                self._under_way[name] = phase
+                self._tell("")
 
     def ended(self, name: str, how: str) -> None:
         with self._lock:
@@ -128,7 +143,7 @@ class _Telling:
             self._tell(f"{name}: {how}")
 
     def _tell(self, line: str) -> None:
-        names = ", ".join(self._under_way)
+        names = ", ".join(f"{name} ({phase})" if phase else name for name, phase in self._under_way.items())
         message = f"{self._done} of {self._total} images done" + (f"; now {names}" if names else "")
         self._say(IngestNews(" ".join(line.splitlines()), self._done / self._total, message))
 

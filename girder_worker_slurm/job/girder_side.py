@@ -92,8 +92,9 @@ class GirderSide:
     def say(
         self, job: LiveJob, feed: LogFeed, line: str, *, progress: float | None = None, message: str = ""
     ) -> None:
-        """Adds a line to the log of a job that is not in Slurm and sends it, with its progress (0 to 1) and its text."""
-        feed.note(line)
+        """Adds a line, if it is one, to the log of a job that is not in Slurm, and sends it with progress (0 to 1) and text."""
+        if line:
+            feed.note(line)
         feed.progress = progress
         job.waiting_message = message or job.waiting_message
         self.flush(job)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.girder
 
 IN_SLURM = "[slurm]\nconvert_images = true\n[slurm.convert_options]\nmem = 1G\n"
-LATER = IN_SLURM + "begin = now+6\n"
+LATER = IN_SLURM + "begin = now+15\n"
 
 
 def _restart(site: Site, config: str) -> None:
@@ -71,20 +71,24 @@ def test_jobs_that_wait_for_an_image_say_so_and_share_one_conversion(site: Site,
     _restart(site, LATER)
     _forget_sifs(site)
     before = _conversions(site)
-    jobs = [site.run_toy(folder) for _ in range(5)]
-    for job in jobs:
+    file = site.girder.upload(folder, "shared.txt", b"hello\n")
+    jobs = [
+        site.girder.run(site.toy, inputFile=file, outputFile=f"{number}.txt", outputFile_folder=folder)
+        for number in range(100)
+    ]
+    for job in jobs[:5]:
         wait_until(
             "it says what it waits for",
             lambda job=job: "image" in str(site.girder.job(job)["progress"]).lower(),
             seconds=20,
         )
-    assert [site.girder.wait_for_end(job)["status"] for job in jobs] == [SUCCESS] * 5
+    assert [site.girder.wait_for_end(job, seconds=180)["status"] for job in jobs] == [SUCCESS] * 100
     assert len(_conversions(site).keys() - before.keys()) == 1
 
 
 def test_a_killed_worker_s_conversion_is_begun_again_by_the_next(site: Site, folder: str) -> None:
     assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
-    _restart(site, LATER.replace("now+6", "now+15"))
+    _restart(site, LATER)
     _forget_sifs(site)
     before = _conversions(site)
     job = site.run_toy(folder)
@@ -96,3 +100,13 @@ def test_a_killed_worker_s_conversion_is_begun_again_by_the_next(site: Site, fol
     states = _conversions(site)
     assert (states[first.pop()], states[second]) == ("CANCELLED", "COMPLETED")
     assert {path.name for path in site.worker.sif.glob(".tmp-*")} == set()
+
+
+def test_a_sif_that_was_cut_off_is_made_anew_before_a_job_runs_from_it(site: Site, folder: str) -> None:
+    assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
+    (sif,) = site.worker.sif.glob(f"*{site.image.rpartition(':')[2]}.sif")
+    whole = sif.stat().st_size
+    with sif.open("r+b") as file:
+        file.truncate(whole // 2)
+    assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
+    assert sif.stat().st_size > whole // 2

@@ -210,6 +210,7 @@ def test_the_progress_counts_images_and_names_those_under_way(bench):
     assert bench.news[0].progress == 0.0
     assert bench.news[0].message == "0 of 2 images done; now team/a:1"
     assert bench.news[-1].progress == 1.0
+    assert any("team/a:1 (asking for its CLIs)" in news.message and not news.line for news in bench.news)
     assert bench.news[-1].message == "2 of 2 images done"
     assert sorted(news.progress for news in bench.news) == [news.progress for news in bench.news]
     assert all("\n" not in news.line for news in bench.news)
