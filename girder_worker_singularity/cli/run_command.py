@@ -99,7 +99,7 @@ def run_command(
     scratch = Path(tempfile.mkdtemp(prefix="girder-singularity-run-"))
     if print_command:
         click.echo(shlex.join(wanted.argv(site, sif, scratch, arguments)))
-        click.echo(f"girder-singularity: {scratch} holds the container's files; it is left to you.", err=True)
+        click.echo(f"girder-singularity: {scratch} is the container's /tmp; it is left to you.", err=True)
         return
     try:
         code = run_in_foreground(wanted.argv(site, sif, scratch, arguments))
@@ -145,15 +145,13 @@ class _Wanted:
         rule = rule_for(site.rules, str(sif.reference))
         overlay_mib = (rule.overlay_mib or site.overlay_mib) if rule.writable == "overlay" else 0
         gpu = rule.gpu or site.gpu_kind
-        container_tmp = scratch / "tmp"
-        container_tmp.mkdir(mode=0o700)
         spec = ContainerSpec(
             sif=str(sif.path),
             image=sif.config,
             mounts=self._mounts,
             environment=self._environment,
             environment_file=str(file),
-            scratch=str(container_tmp),
+            scratch=str(scratch),
             working_dir=self._workdir,
             entrypoint=None if self._entrypoint is None else (self._entrypoint,),
             gpu=gpu if gpu != "none" and (self._gpu or sif.config.needs_nvidia) else None,
