@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +19,7 @@ from pydantic import (
 )
 
 from girder_worker_singularity.image.pull_names import PullNames
-from girder_worker_singularity.run.image_rules import parse_image_rule
+from girder_worker_singularity.run.image_rules import SMALLEST_OVERLAY_MIB, parse_image_rule
 from girder_worker_singularity.settings_file import read_values, setting, settings_files
 
 if TYPE_CHECKING:
@@ -164,11 +165,35 @@ class SingularitySection(BaseModel):
             raise ValueError(msg)
         return value
 
+    @field_validator("overlay_mib", "prune_unused_days", "max_store_bytes", "min_free_bytes")
+    @classmethod
+    def _not_negative(cls, value: float) -> float:
+        if not 0 <= value < math.inf:
+            msg = "must not be negative, and finite"
+            raise ValueError(msg)
+        return value
+
     @field_validator("overlay_mib")
     @classmethod
-    def _not_negative(cls, value: int) -> int:
-        if value < 0:
-            msg = "must not be negative"
+    def _large_enough(cls, value: int) -> int:
+        if 0 < value < SMALLEST_OVERLAY_MIB:
+            msg = f"must be {SMALLEST_OVERLAY_MIB} at least, which is Apptainer's smallest, or 0"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("convert_timeout_seconds")
+    @classmethod
+    def _some_time(cls, value: float) -> float:
+        if not 0 < value < math.inf:
+            msg = "must be more than 0, and finite"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("apptainer")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            msg = "must name a program"
             raise ValueError(msg)
         return value
 

@@ -73,7 +73,9 @@ def _one(site: SingularitySite, image: str) -> dict[Path, str]:
 
 
 def _signature_problem(site: SingularitySite, path: Path) -> str:
-    result = site.runner.run((site.apptainer, "verify", "--all", str(path)), timeout_seconds=_VERIFY_SECONDS)
+    result = site.runner.run(
+        (site.apptainer, "verify", "--all", "--local", str(path)), timeout_seconds=_VERIFY_SECONDS
+    )
     if result.returncode == 0:
         return ""
     said = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]

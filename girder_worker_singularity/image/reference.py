@@ -16,6 +16,9 @@ from girder_worker_singularity.errors import ImageReferenceInvalid
 Scheme = Literal["docker", "oras", "library"]
 
 DEFAULT_REGISTRY = "docker.io"
+_DOCKER_HUB = frozenset(
+    {"", DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
+)
 
 # The grammar of the OCI distribution specification, and Docker's rule for what is a host name.
 _REGISTRY = re.compile(
@@ -55,9 +58,9 @@ class ImageReference:
         """The registry that serves the image, Docker Hub when none is named; empty for the site's own library."""
         if self.scheme == "library":
             return (self.registry or "").lower()
-        if self.registry in (None, "index.docker.io", "registry-1.docker.io"):
-            return DEFAULT_REGISTRY
-        return str(self.registry).lower()
+        # The usual port of https says nothing; rules must not be got round by writing it.
+        registry = re.sub(r":0*443$", "", (self.registry or "").lower())
+        return DEFAULT_REGISTRY if registry in _DOCKER_HUB else registry
 
     @property
     def canonical_repository(self) -> str:
@@ -94,7 +97,7 @@ class ImageReference:
         if self.scheme != "docker":
             stem = f"{self.scheme}+{stem}"  # no Docker reference has a plus sign
         if len(stem) > _LONGEST_STEM:
-            return f"{stem[: _LONGEST_STEM - 11]}-{self._fingerprint}"
+            return f"{stem[: _LONGEST_STEM - 11]}~{self._fingerprint}"
         return stem
 
     @property
@@ -105,7 +108,8 @@ class ImageReference:
     @property
     def unambiguous_sif_name(self) -> str:
         """A file name that no other image has, for when `sif_name` is taken by another image."""
-        return f"{self.sif_stem}-{self._fingerprint}.sif"
+        # No reference can hold a `~`: otherwise somebody could choose an image whose plain name is this one.
+        return f"{self.sif_stem}~{self._fingerprint}.sif"
 
     @property
     def _fingerprint(self) -> str:

@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.command_runner import (
@@ -25,6 +26,7 @@ from girder_worker_singularity.run.container import (
     container_environment,
     environment_file_text,
 )
+from girder_worker_singularity.run.image_rules import ImageRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +40,9 @@ MOST_DESCRIPTION_BYTES = 16_000_000
 """What Girder's database can hold of one description: a document of at most 16 MiB, other things included."""
 _SHOWN_CHARACTERS = 500
 _MOST_BRACKETS = 1000
-_XML = re.compile(r"(?:<\?xml\b.*?)?<executable\b.*</executable\s*>", re.DOTALL)
-_ANY_XML = re.compile(r"<.*>", re.DOTALL)
+# Searched for apart: one expression from the first to the last takes minutes on a text of nothing but `<`.
+_XML_START = re.compile(r"<executable\b")
+_XML_END = re.compile(r"</executable\s{0,100}>")
 # The outermost keys of a description in YAML, or the mark that begins a document.
 _YAML_START = re.compile(
     r"^(?:---(?:\s.*)?|%YAML .*|(?P<quote>[\"']?)(?:category|title|description|version|documentation-url|license|"
@@ -47,6 +50,7 @@ _YAML_START = re.compile(
     re.MULTILINE,
 )
 _YAML_LINE = re.compile(r"\s|-(?:\s|$)|#|[\"']?[\w.-]+[\"']?\s*:(?:\s|$)|[\]}]|\.\.\.$")
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,27 @@ def run_on_this_host(
     scratch: Path,
     timeout_seconds: float = 300.0,
     apptainer: str = "apptainer",
+    rule: ImageRule | None = None,
 ) -> CommandResult:
-    """How the image ended with these arguments, run here and now without any of the host's files."""
-    spec = ContainerSpec(sif=str(sif.path), image=sif.config, scratch=str(scratch))
+    """How the image ended with these arguments, run here and now without any of the host's files.
+
+    The site's `rule` for the image counts as for a job, with a tmpfs for what would be written to an overlay.
+    """
+    rule = rule or ImageRule()
+    spec = ContainerSpec(
+        sif=str(sif.path),
+        image=sif.config,
+        scratch=str(scratch),
+        writable_tmpfs=rule.writable in ("tmpfs", "overlay"),
+        fakeroot=bool(rule.fakeroot),
+        network_none=bool(rule.network_none),
+    )
     variables = container_environment(spec)
     if variables:
         file = scratch / "environment"
         file.touch(mode=0o600)
         file.write_text(environment_file_text(variables), encoding="utf-8")
-        spec = ContainerSpec(sif=spec.sif, image=spec.image, scratch=spec.scratch, environment_file=str(file))
+        spec = replace(spec, environment_file=str(file))
     argv = container_argv(spec, apptainer=apptainer, arguments=arguments)
     try:
         return runner.run(argv, timeout_seconds=timeout_seconds)
@@ -146,6 +162,11 @@ def _parse_list(image: str, text: str) -> dict[str, dict[str, Any]]:
         )
     if not isinstance(listed, dict) or not all(isinstance(spec, dict) for spec in listed.values()):
         raise CliContractViolated(f"{image} answered '--list_cli' with JSON that is not a mapping of CLIs.")
+    for name in listed:
+        if not name or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise CliContractViolated(
+                f"{image} lists a CLI with the name {_shown(name)}, which no program can be given."
+            )
     return listed
 
 
@@ -184,8 +205,13 @@ def _trim(image: str, name: str, desc_type: str, text: str) -> str:
 
 def _xml_in(text: str) -> str:
     # Noise may hold angle brackets too (`<frozen importlib._bootstrap>`): the root element counts, if it is there.
-    match = _XML.search(text) or _ANY_XML.search(text)
-    return match[0] if match else ""
+    start = _XML_START.search(text)
+    end = next(iter(deque(_XML_END.finditer(text), maxlen=1)), None)
+    if start is not None and end is not None and start.start() < end.start():
+        head = text.rfind("<?xml", 0, start.start())
+        return text[head if head >= 0 else start.start() : end.end()]
+    first, last = text.find("<"), text.rfind(">")
+    return text[first : last + 1] if 0 <= first < last else ""
 
 
 def _json_in(text: str) -> str:

@@ -62,6 +62,7 @@ class ContainerSpec:
             ("SIF", self.sif),
             ("scratch directory", self.scratch),
             ("working directory", self.working_dir),
+            ("working directory of the image", self.image.working_dir),
             ("environment file", self.environment_file),
             ("overlay", self.overlay),
             *(("scratch mount", place) for place in self.scratch_mounts),
@@ -160,7 +161,8 @@ def container_environment(spec: ContainerSpec) -> dict[str, str]:
     Those of the spec; and all of the image's as soon as Apptainer itself would not set them as the image wrote them.
     """
     from_image = dict(pair.partition("=")[::2] for pair in spec.image.environment)
-    if not any(_EVALUATED.search(value) for value in from_image.values()):
+    # It writes what cannot be printed as `\\n`, `\\t` or `\\u00a0`, and the container gets these as they stand (seen: 1.4.5).
+    if not any(_EVALUATED.search(value) or not value.isprintable() for value in from_image.values()):
         return dict(spec.environment)
     valid = {
         name: from_image[name]

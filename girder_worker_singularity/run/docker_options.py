@@ -80,6 +80,13 @@ class DockerOptions:
 
 def docker_options(options: Mapping[str, Any]) -> DockerOptions:
     """The options translated; raises DockerOptionInvalid or MountInvalid for a value that makes no sense."""
+    try:
+        return _translated(options)
+    except (TypeError, ValueError, OverflowError, AttributeError, LookupError) as error:
+        raise DockerOptionInvalid(f"The Docker options hold a value of a wrong kind ({error}).") from error
+
+
+def _translated(options: Mapping[str, Any]) -> DockerOptions:
     devices, device_gpus = _devices(options.get("devices"))
     typed, typed_scratch = _typed_mounts(options.get("mounts"))
     network = options.get("network_mode") or options.get("network")

@@ -18,6 +18,8 @@ KNOWN_WORDS = (
     "gpu=nv, gpu=rocm, gpu=none"
 )
 _MOST_MIB = 10_000_000
+#: Apptainer makes no smaller one ("image size must be equal or greater than 64 MiB", 1.4.5).
+SMALLEST_OVERLAY_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def _with(rule: ImageRule, word: str) -> ImageRule:
         case "writable", "none" | "tmpfs" | "overlay":
             return replace(rule, writable=value)
         case "writable", _ if size := re.fullmatch(r"overlay:([1-9][0-9]*)", value):
+            if int(size[1]) < SMALLEST_OVERLAY_MIB:
+                msg = f"`{word}` is too small; an overlay has {SMALLEST_OVERLAY_MIB} MiB at least"
+                raise ValueError(msg)
             if int(size[1]) <= _MOST_MIB:
                 return replace(rule, writable="overlay", overlay_mib=int(size[1]))
         case "fakeroot", "" | "yes" | "no":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -98,6 +99,10 @@ def read_sif(path: Path) -> SifContents:
     Checks that header, table and every object lie inside the file, not the objects' contents. Raises
     FileNotFoundError if there is no file.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise SifDamaged(
+            f"{path} is no file.", remedy="Remove it; the SIF is made when the image is next asked for."
+        )
     with path.open("rb") as file:
         size_bytes = file.seek(0, 2)
         header = _read_at(file, path, 0, _HEADER.size)
@@ -201,7 +206,7 @@ def _json_object(
                 raise SifDamaged(f"{path} is damaged: {name} is {descriptor.size} bytes long.")
             try:
                 value = json.loads(_read_at(file, path, descriptor.offset, descriptor.size))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SifDamaged(f"{path} is damaged: {name} is not JSON.") from error
             return value if isinstance(value, dict) else None
     return None

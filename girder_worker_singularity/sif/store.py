@@ -4,7 +4,7 @@ The directory, which other Digital Slide Archive tools may share::
 
     team_tool_1.sif            the image team/tool:1
     team_tool_1.sif.json       whose it is and where it came from (the note)
-    team_tool_1-5f2c….sif      another image that would have the same name (team_tool:1)
+    team_tool_1~5f2c….sif      another image that would have the same name (team_tool:1)
     .leases/team_tool_1        held while one process makes it
     .tmp-team_tool_1~….sif     a SIF in the making; it gets its name when it is whole
     .old-team_tool_1~….sif     a SIF that was replaced, kept for the jobs that run from it
@@ -271,7 +271,8 @@ class SifStore:
         should_stop: Callable[[], bool] | None,
     ) -> Sif | None:
         """The SIF, from this thread's own work or another's; None if the other one was told to stop."""
-        key = (reference.canonical, policy)
+        # As it is written: what a site completes (its own registry or tag for bare names) is not in `canonical`.
+        key = (str(reference), policy)
         with self._lock:
             flight = self._flights.get(key)
             leads = flight is None
@@ -417,7 +418,7 @@ class SifStore:
         if plain.exists() and self._belongs(plain, reference):
             return plain
         other = self.root / reference.unambiguous_sif_name
-        return other if other.exists() else None
+        return other if other.exists() and self._belongs(other, reference) else None
 
     def _belongs(self, path: Path, reference: ImageReference) -> bool:
         note = read_note(path)

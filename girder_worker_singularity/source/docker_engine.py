@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def _repository_digest(reference: ImageReference, attributes: Mapping[str, Any])
     known = attributes.get("RepoDigests") or []
     for text in known:
         repository, at, digest = str(text).partition("@")
-        if at and str(reference).startswith(repository):
+        name = replace(reference, tag=None, digest=None)
+        if at and repository in (str(name), name.canonical_repository):
             return digest
     return None

@@ -6,7 +6,10 @@ pull tells what is the matter.
 
 from __future__ import annotations
 
+import json
+import queue
 import re
+import threading
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.image.reference import DEFAULT_REGISTRY, ImageReference
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 _TIMEOUT_SECONDS = (3.05, 10.0)
+_DEADLINE_SECONDS = 30.0
+_LARGEST_TOKEN_BYTES = 1024 * 1024
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
@@ -37,15 +42,42 @@ def registry_digest(
     """
     if reference.digest:
         return reference.digest
+    found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            found.put(_look(reference, plain_http_registries, credentials, proxies, session))
+        except BaseException:
+            found.put(None)
+            raise
+
+    # In a thread of its own: the time limits of a request count between two bytes only, and who sends one byte now and
+    # then would keep all conversions from their work.
+    threading.Thread(target=look, name="gw-registry", daemon=True).start()
+    try:
+        return found.get(timeout=_DEADLINE_SECONDS)
+    except queue.Empty:
+        return None
+
+
+def _look(
+    reference: ImageReference,
+    plain_http_registries: tuple[str, ...],
+    credentials: Credentials | None,
+    proxies: Proxies | None,
+    session: requests.Session | None,
+) -> str | None:
     import requests  # noqa: PLC0415 - slow to load; the command line and the settings do without
 
     registry = reference.canonical_registry
-    scheme = "http" if registry in plain_http_registries else "https"
+    scheme = "http" if registry in {one.lower() for one in plain_http_registries} else "https"
     host = "registry-1.docker.io" if registry == DEFAULT_REGISTRY else registry
     repository = reference.canonical_repository.removeprefix("oras://").partition("/")[2]
     url = f"{scheme}://{host}/v2/{repository}/manifests/{reference.tag or 'latest'}"
     try:
         with session or requests.Session() as connection:
+            # Or else requests would send what a .netrc says to any registry that a task names.
+            connection.auth = lambda request: request
             if proxies is not None and proxies.environment:
                 connection.trust_env = False
                 if not requests.utils.should_bypass_proxies(url, proxies.without):
@@ -83,11 +115,17 @@ def _bearer_token(
     answer = session.get(
         realm,
         params={key: fields[key] for key in ("service", "scope") if key in fields},
-        auth=(credentials.username, credentials.password) if credentials is not None else None,
+        headers={"Authorization": f"Basic {credentials.basic}"} if credentials is not None else None,
         timeout=_TIMEOUT_SECONDS,
+        stream=True,
     )
     answer.raise_for_status()
-    body = answer.json()
+    content = b""
+    for piece in answer.iter_content(16 * 1024):
+        content += piece
+        if len(content) > _LARGEST_TOKEN_BYTES:
+            raise ValueError(realm)
+    body = json.loads(content)
     return str(body.get("token") or body.get("access_token") or "")
 
 

@@ -16,6 +16,7 @@ from girder_client import HttpError
 
 from girder_worker_singularity.errors import ContainerError
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
+from girder_worker_singularity.run.image_rules import ImageRule, rule_for
 from girder_worker_singularity.sif.progress import conversion_phase
 from girder_worker_singularity.sif.use import note_use
 from girder_worker_slurm.errors import GirderUnreachable, NotSupported
@@ -24,7 +25,7 @@ from girder_worker_slurm.girder.transfer_client import TransferClient
 from girder_worker_slurm.records.record import write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
@@ -56,6 +57,7 @@ def ingest_images(
     runner: CommandRunner,
     clock: Clock,
     apptainer: str,
+    image_rules: Mapping[str, ImageRule],
     jobs_root: Path,
     check: Callable[[], None],
     say: Callable[[IngestNews], None],
@@ -83,7 +85,7 @@ def ingest_images(
             )
             told.goes_on(name, "", phase="asking for its CLIs")
             note_use(sif.path, clock)
-            clis = _describe(sif, runner, apptainer, jobs_root / "tmp")
+            clis = _describe(sif, runner, apptainer, rule_for(image_rules, name), jobs_root / "tmp")
             # Two tags of one image would both make the folder that they share.
             with registering:
                 gone = register(client, task.folder_id, name, sif, clis)
@@ -196,17 +198,24 @@ def _register_cli(client: Any, folder_id: str, image: str, cli: CliDescription) 
             },
         )
     except GirderUnreachable as error:
-        answer = error.__cause__
-        if not (isinstance(answer, HttpError) and answer.status == 500):
-            raise
         # Girder's route lets a description that it cannot read end in an internal error: trying again is in vain.
-        msg = f"Girder failed on the description of the CLI {cli.name} (500): {_shown(answer.responseText)}"
-        raise DescriptionRefused(msg) from error
+        raise _refusal(error, f"the description of the CLI {cli.name}") from error
     params = cli.spec.get("docker-params") or None
     known = item.get("meta", {}).get("docker-params")
     if params != known:
         # Girder's own route leaves them out; null takes those of an earlier ingest away.
-        client.put(f"item/{item['_id']}/metadata", json={"docker-params": params})
+        try:
+            client.put(f"item/{item['_id']}/metadata", json={"docker-params": params})
+        except GirderUnreachable as error:
+            raise _refusal(error, f"the docker-params of the CLI {cli.name}") from error
+
+
+def _refusal(error: GirderUnreachable, what: str) -> Exception:
+    """What to raise for a call that Girder failed on: an internal error is of the data's making, any other passes."""
+    answer = error.__cause__
+    if not (isinstance(answer, HttpError) and answer.status == 500):
+        return error
+    return DescriptionRefused(f"Girder failed on {what} (500): {_shown(answer.responseText)}")
 
 
 def _remove_gone(client: Any, folder_id: str, image: str, names: set[str]) -> list[str]:
@@ -282,14 +291,16 @@ def _arguments(decoded: DecodedTask) -> _IngestTask:
     )
 
 
-def _describe(sif: Sif, runner: CommandRunner, apptainer: str, scratch: Path) -> list[CliDescription]:
+def _describe(
+    sif: Sif, runner: CommandRunner, apptainer: str, rule: ImageRule, scratch: Path
+) -> list[CliDescription]:
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="ingest-", dir=scratch))
     try:
         return list_clis(
             sif,
             lambda arguments: run_on_this_host(
-                sif, arguments, runner=runner, scratch=place, apptainer=apptainer
+                sif, arguments, runner=runner, scratch=place, apptainer=apptainer, rule=rule
             ),
         )
     finally:

@@ -8,6 +8,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from girder_worker_singularity.errors import SifDamaged
 from girder_worker_singularity.run.container import (
     container_arguments,
     container_argv,
@@ -189,7 +190,10 @@ class Preparation:
         """Whether Girder keeps a form waiting for this run: it must not wait in the queue."""
         if self._do.decoded(job).hooks or not task.arguments:
             return False
-        sif = self._do.images.find(task.image)
+        try:
+            sif = self._do.images.find(task.image)
+        except SifDamaged:
+            return False
         if sif is None:
             return False
         description = read_descriptions(self._rules.jobs_root, sif.path.name).get(task.arguments[0], "")

@@ -195,6 +195,7 @@ class JobStory:
             runner=self._do.runner,
             clock=self._do.clock,
             apptainer=self._rules.apptainer,
+            image_rules=self._rules.containers.images,
             jobs_root=self._rules.jobs_root,
             check=self._do.checker(job),
             say=lambda news: self._girder.say(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: What a program on a node gets of the worker's environment; the rest may hold secrets of the worker.
 _PASSED_ON = re.compile(
-    r"PATH|HOME|USER|LOGNAME|LANG|TZ|DOCKER_CONFIG|(APPTAINER|SINGULARITY)(ENV)?_\w+|\w+_(proxy|PROXY)"
+    r"PATH|HOME|USER|LOGNAME|LANG|TZ|DOCKER_CONFIG|(APPTAINER|SINGULARITY)_(?!DOCKER_)\w+|\w+_(proxy|PROXY)"
 )
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 15.0

@@ -107,7 +107,7 @@ def container_failed(state: JobState) -> Verdict:
     """The analysis itself ended with an error."""
     ended = state.ended or {}
     code = _code(ended)
-    if code > 128:
+    if 128 < code < 255:
         signal = _SIGNALS.get(code - 128, f"signal {code - 128}")
         how = f"was ended by {signal} (exit code {code})"
     elif code == 255:

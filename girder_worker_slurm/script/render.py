@@ -41,7 +41,11 @@ class JobScript:
 
 def render_script(script: JobScript) -> str:
     """The job script; raises ValueError when a value cannot be quoted."""
-    values = (script.token, script.run, script.spool, script.log, script.scratch, *script.container)
+    for word in script.container:
+        if "\0" in word:  # line breaks are quoted as all else: an image's entrypoint may hold a whole script
+            msg = f"The value {word!r} cannot stand in a job script."
+            raise ValueError(msg)
+    values: tuple[str, ...] = (script.token, script.run, script.spool, script.log, script.scratch)
     values += (script.overlay, *script.make_overlay, *script.thread_variables, *script.gpu_variables)
     template = script_template(__package__, "singularity.slurm", values)
     return template.render(

@@ -39,6 +39,7 @@ class Web(BaseAdapter):
         response.status_code, response.url, response.request = status, request.url, request
         response.headers.update(headers)
         response._content = json.dumps(body[0]).encode() if body else b""
+        response._content_consumed = True
         return response
 
     def close(self):

@@ -52,7 +52,7 @@ def test_the_rule_of_an_image_is_followed():
 def test_an_overlay_without_a_size_has_the_site_s_and_of_size_0_is_a_tmpfs():
     assert plan("writable=overlay").overlay_mib == 600
     assert plan("writable=overlay", rules={"overlay_mib": 0}).spec.writable_tmpfs
-    assert plan("writable=overlay:5", rules={"overlay_mib": 0}).overlay_mib == 5
+    assert plan("writable=overlay:70", rules={"overlay_mib": 0}).overlay_mib == 70
 
 
 @pytest.mark.parametrize("words", ["writable=overlay", "writable=tmpfs"])

@@ -122,6 +122,7 @@ class Bench:
             runner=self.runner,
             clock=self.clock,
             apptainer="apptainer",
+            image_rules={},
             jobs_root=self.root,
             check=self.check,
             say=self.news.append,

@@ -161,7 +161,7 @@ def test_a_run_follows_the_site_s_rules_for_the_image(desk, tmp_path, monkeypatc
     desk.site = replace(
         desk.site,
         runner=FakeCommandRunner({"apptainer": FakeAnswer(0, "")}),
-        rules={"team/*": parse_image_rule("writable=overlay:50, fakeroot, net=none")},
+        rules={"team/*": parse_image_rule("writable=overlay:80, fakeroot, net=none")},
     )
     monkeypatch.setattr(site_module, "site_store", lambda: desk.site)
     text = desk("run", "--print-command", IMAGE, "x").stdout
@@ -169,7 +169,7 @@ def test_a_run_follows_the_site_s_rules_for_the_image(desk, tmp_path, monkeypatc
         assert word in text
     (made,) = desk.site.runner.calls
     assert made.argv[:4] == ("apptainer", "--quiet", "overlay", "create")
-    assert "50" in made.argv
+    assert "80" in made.argv
 
 
 def test_a_run_ends_with_the_containers_code_and_leaves_nothing(desk, tmp_path, monkeypatch):
