@@ -12,6 +12,7 @@ from girder_worker_singularity.errors import ImageReferenceInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from girder_worker_singularity.sif.prune import PruneReport
 
@@ -71,11 +72,22 @@ def prune_command(
         most_bytes=max_bytes,
         keep_images=None if keep_images is None else _canonical(keep_images),
     )
+    if rules.keep_images is not None and not _knows_any(site.root, rules.keep_images):
+        msg = f"None of the images to keep is in {site.root}: that would remove all. Nothing is removed."
+        raise Unclear(msg)
     report = prune(site.root, rules, site.clock, dry_run=dry_run)
     if as_json:
         print_json(_as_json(report, dry_run=dry_run))
     else:
         _print(report, dry_run=dry_run)
+
+
+def _knows_any(root: Path, images: frozenset[str]) -> bool:
+    from girder_worker_singularity.sif.inventory import inventory  # noqa: PLC0415
+    from girder_worker_singularity.sif.prune import is_among  # noqa: PLC0415
+
+    sifs = [sif for sif in inventory(root) if sif.reference is not None]
+    return not sifs or any(is_among(sif, images) for sif in sifs)
 
 
 def _canonical(lines: Iterable[str]) -> frozenset[str]:

@@ -147,7 +147,7 @@ def build_argv(
         authfile = authfile or options.authfile
         if authfile is not None:
             argv += ["--authfile", str(authfile)]
-        if origin.registry in options.plain_http_registries:
+        if origin.registry.lower() in {one.lower() for one in options.plain_http_registries}:
             argv.append("--no-https")
     return (*argv, str(destination), origin.uri)
 
@@ -173,8 +173,10 @@ def supports_zstd(version_text: str) -> bool:
 def conversion_error(reference: ImageReference, output: str, *, registry: str = "") -> ContainerError:
     """What Apptainer's output says went wrong with this registry, or the one the reference names. Pure."""
     registry = registry or reference.canonical_registry
+    # What the image is called must not be taken for what went wrong.
+    said = output.replace(reference.canonical_repository, "").replace(reference.repository, "")
     for pattern, kind, what in _FAILURES:
-        if pattern.search(output):
+        if pattern.search(said):
             return kind(f"{what.format(image=reference, registry=registry)} {_shown(output)}")
     return ConversionFailed(f"Apptainer could not convert {reference}. {_shown(output)}")
 

@@ -112,14 +112,14 @@ def choose(sifs: Sequence[StoredSif], rules: PruneRules, now: float) -> list[Rem
 
 
 def _why(sif: StoredSif, rules: PruneRules, now: float) -> str:
-    if rules.keep_images is not None and not _is_among(sif, rules.keep_images):
+    if rules.keep_images is not None and not is_among(sif, rules.keep_images):
         return "not among the images to keep"
     if rules.unused_seconds is not None and now - sif.idle_since >= rules.unused_seconds:
         return f"unused for {(now - sif.idle_since) / DAY_SECONDS:.0f} days"
     return ""
 
 
-def _is_among(sif: StoredSif, images: frozenset[str]) -> bool:
+def is_among(sif: StoredSif, images: frozenset[str]) -> bool:
     """Whether the SIF is of one of these images; also if that one is named by the digest the SIF is of."""
     if sif.reference is None:
         return True  # whose it is is not known

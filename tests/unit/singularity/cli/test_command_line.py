@@ -234,7 +234,12 @@ def test_prune_keeps_the_images_that_are_named(desk, tmp_path):
 
 @pytest.mark.parametrize(
     ("stdin", "words"),
-    [("", "is empty"), ("# nothing\n", "is empty"), ("a:1\nB B\n", "Line 2 of the images")],
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("a:1\nB B\n", "Line 2 of the images"),
+        ("message:I\ntype:a\n", "None of the images to keep is in"),
+    ],
 )
 def test_a_list_of_images_that_cannot_be_meant_removes_nothing(desk, stdin, words):
     desk("pull", IMAGE)
