@@ -65,7 +65,10 @@ RESERVED_OPTIONS = frozenset(
 #: Field order of our squeue listing; the name comes last because it is the only text a stranger may choose.
 _SQUEUE_FORMAT = "%i|%T|%r|%j"
 
-#: Final states by the manual of squeue(1), section JOB STATE CODES.
+#: A job in the queue, for the first time or again (squeue(1), section JOB STATE CODES).
+WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
+
+#: Final states by the same manual.
 FINAL_STATES = frozenset(
     {
         "BOOT_FAIL",

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.cluster.interface import SlurmJobId
-from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, WAITING_STATES
 from girder_worker_slurm.errors import Unreachable
 from girder_worker_slurm.job.verdict import hopeless_wait, requeued, waiting_text
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 #: A job submitted this short a time before a listing may not be in it yet.
 _SETTLE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 120.0
-_WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class QueueWatch:
                 self._later(job, 0.0)
             return
         job.final_since = 0.0
-        if state.started is not None and row.state in _WAITING_STATES:
+        if state.started is not None and row.state in WAITING_STATES:
             self._see_back_in_queue(job, row)
             return
         job.back_in_queue = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
-from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, WAITING_STATES
 from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure, Unreachable
 from girder_worker_slurm.job.services import DIRECT, Later
 from girder_worker_slurm.job.state import Phase
@@ -33,7 +33,6 @@ _MAX_SUBMITS = 3
 _MAX_ATTEMPTS = 2
 _KILL_AFTER_SECONDS = 60.0
 CANCEL_AGAIN_SECONDS = 20.0
-_BEFORE_START = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
 
 
 class SlurmSide:
@@ -165,7 +164,7 @@ class SlurmSide:
             return self._verdict_of_absence(job)
         job.missing = 0
         if detail.state not in FINAL_STATES:
-            if state.ended is not None and detail.state in _BEFORE_START:
+            if state.ended is not None and detail.state in WAITING_STATES | {"CONFIGURING"}:
                 # Slurm would start it once more; its claim is taken, so that would do nothing.
                 self._do.cluster_of(job).cancel([detail.slurm_job_id])
                 return requeued(state, detail.slurm_job_id)
