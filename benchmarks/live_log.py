@@ -18,6 +18,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -25,6 +26,9 @@ from tests.support.girder_site import SUCCESS, GirderSite
 from tests.support.stack import Stack
 from tests.support.toy_cli import push_toy_cli
 from tests.support.worker import Worker
+
+if TYPE_CHECKING:
+    from benchmarks.site import Bench
 
 #: Run by Girder's Python, which has pymongo: prints job, line and its age for every line when it is first seen.
 WATCHER = r"""
@@ -79,12 +83,31 @@ def measure(girder: GirderSite, toy: str, folder: str, *, jobs: int, seconds: in
     # Between the last job's third line and the first job's last but one, all forty write.
     begin, end = max(times[2] for times in written.values()), min(times[-2] for times in written.values())
     ages = sorted(float(age) for _, at, age in lines if begin <= float(at) <= end)
+    if not ages:
+        sys.exit(
+            f"{jobs} jobs of {seconds} s never wrote all at the same time on this machine: give them more --seconds"
+        )
     return {
         "jobs": jobs,
         "lines": len(ages),
         "median": statistics.median(ages),
         "p95": ages[int(len(ages) * 0.95)],
         "max": ages[-1],
+    }
+
+
+def lines_of_writing_jobs(bench: Bench, jobs: int, *, seconds: int) -> dict[str, Any]:
+    """How old a line is when Girder has it, while so many jobs write one a second each."""
+    worker = bench.worker("log").start()
+    try:
+        image = push_toy_cli(bench.stack["DEVSTACK_REGISTRY"], f"tests/toy:{uuid.uuid4().hex[:6]}")
+        bench.girder.ingest(image)
+        toy, folder = bench.girder.cli(image, "Toy"), bench.girder.new_folder()
+        found = measure(bench.girder, toy, folder, jobs=jobs, seconds=seconds)
+    finally:
+        worker.stop()
+    return {
+        f"line_age_seconds_{name}_of_{jobs}_jobs": round(found[name], 2) for name in ("median", "p95", "max")
     }
 
 

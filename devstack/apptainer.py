@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING
 
 from .commands import SYSTEM_PATH, run, succeeds
 from .errors import DevstackError
+from .newer_suites import download, machine_is
 from .packages import apt_get, apt_knows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .service import Context
 
 _FUSE = Path("/dev/fuse")
 _FUSE_DEVICE = os.makedev(10, 229)
-_DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _LIBRARIES = ("libc6", "libseccomp2", "libsqlite3-0")
 _BY_HAND = "install it (on Ubuntu from the Apptainer project's PPA) so that `apptainer` is on PATH"
 
@@ -37,7 +34,7 @@ class Apptainer:
     def install(self) -> None:
         """Make `apptainer` work for the job user, from whatever source this machine has."""
         if self.program() is None:
-            if _machine_is("debian"):
+            if machine_is("debian"):
                 with self._context.report.step("apptainer: installed in a private prefix"):
                     self._install_privately()
             elif apt_knows("apptainer"):
@@ -112,26 +109,12 @@ class Apptainer:
         """
         work = self._context.layout.below("opt", "apptainer-build")
         shutil.rmtree(work, ignore_errors=True)
-        for directory in ("parts", "lists/partial", "cache/archives/partial", "packages", "x"):
-            (work / directory).mkdir(parents=True)
-        origin = _debian_origin()
-        for suite in ("trixie", "sid"):
-            (work / "parts" / f"{suite}.sources").write_text(
-                origin.replace("@SUITE@", suite), encoding="utf-8"
-            )
-        options = [f"Dir::State::Lists={work / 'lists'}", f"Dir::Cache={work / 'cache'}"]
-        options += ["Dir::Etc::SourceList=/dev/null", f"Dir::Etc::SourceParts={work / 'parts'}"]
-        options += ["APT::Sandbox::User=root", "Acquire::Languages=none"]
-        options += [
-            "Acquire::Check-Valid-Until=false"
-        ]  # sid looks expired from a machine with a frozen mirror
-        flags = [word for option in options for word in ("-o", option)]
-        apt_get(*flags, "update", timeout_seconds=300)
+        (work / "x").mkdir(parents=True)
         wanted = [
             "apptainer",
             *(f"{library}/trixie" for library in _LIBRARIES),
         ]  # apt would take sid's otherwise
-        apt_get(*flags, "download", *wanted, timeout_seconds=300, cwd=work / "packages")
+        download(self._context.layout, wanted, work / "packages")
         for package in sorted((work / "packages").glob("*.deb")):
             run(["/usr/bin/dpkg-deb", "--extract", package, work / "x" / package.name.partition("_")[0]])
         self._assemble(work / "x")
@@ -159,72 +142,3 @@ class Apptainer:
             run(argv)
         (prefix / "lib" / "etc").symlink_to(prefix / "etc")
         (prefix / "lib" / "var/lib/apptainer/mnt/session").mkdir(parents=True)
-
-
-def _machine_is(distribution: str) -> bool:
-    text = Path("/etc/os-release").read_text(encoding="utf-8")
-    return re.search(rf'^ID="?{distribution}"?$', text, re.MULTILINE) is not None
-
-
-def _debian_origin() -> str:
-    """A deb822 entry for the machine's own Debian mirror, with @SUITE@ where the release goes."""
-    for stanza in _source_stanzas():
-        suites = stanza.get("suites", "").split()
-        is_main = (
-            "main" in stanza.get("components", "").split() and "deb" in stanza.get("types", "deb").split()
-        )
-        is_release = any(re.fullmatch(r"[a-z]+", suite) for suite in suites)
-        if is_main and is_release and stanza.get("enabled", "yes").lower() != "no":
-            lines = [
-                "Types: deb",
-                f"URIs: {stanza['uris'].split()[0]}",
-                "Suites: @SUITE@",
-                "Components: main",
-            ]
-            if "trusted" in stanza:
-                lines.append(f"Trusted: {stanza['trusted']}")
-            # Not the entry's own key: an older release's key does not sign the newer ones.
-            if _DEBIAN_KEYS.exists():
-                lines.append(f"Signed-By: {_DEBIAN_KEYS}")
-            elif "signed-by" in stanza:
-                lines.append(f"Signed-By: {stanza['signed-by']}")
-            return "\n".join(lines) + "\n"
-    raise DevstackError(f"apptainer: no Debian mirror in /etc/apt/sources.list*: {_BY_HAND}")
-
-
-def _source_stanzas() -> Iterator[dict[str, str]]:
-    """Every package source of the machine, in either of apt's two formats, keys in lower case."""
-    directory = Path("/etc/apt/sources.list.d")
-    for file in sorted(directory.glob("*.sources")):
-        for block in re.split(r"\n\s*\n", file.read_text(encoding="utf-8", errors="replace")):
-            fields = _deb822_fields(block)
-            if "uris" in fields:
-                yield fields
-    for file in (Path("/etc/apt/sources.list"), *sorted(directory.glob("*.list"))):
-        if file.exists():
-            yield from _one_line_entries(file.read_text(encoding="utf-8", errors="replace"))
-
-
-def _deb822_fields(block: str) -> dict[str, str]:
-    """The fields of one `Key: value` block; a value may go on in indented lines."""
-    fields: dict[str, str] = {}
-    key = ""
-    for line in block.splitlines():
-        if line.startswith("#"):
-            continue
-        if line[:1].isspace() and key:
-            fields[key] += "\n" + line
-        elif ":" in line:
-            name, _, value = line.partition(":")
-            key = name.strip().lower()
-            fields[key] = value.strip()
-    return fields
-
-
-def _one_line_entries(text: str) -> Iterator[dict[str, str]]:
-    """The entries of a sources.list, as `deb [option=value] uri suite component ...`."""
-    for line in text.splitlines():
-        match = re.match(r"\s*deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]*)", line)
-        if match:
-            options = dict(re.findall(r"(\S+?)=(\S+)", match[1] or ""))
-            yield {**options, "types": "deb", "uris": match[2], "suites": match[3], "components": match[4]}

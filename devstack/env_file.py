@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from . import girder
 from .accounts import group_of
 from .apptainer import Apptainer
+from .compose import Compose
 from .errors import DevstackError
 from .files import write_file
 from .ports import HOST
@@ -40,6 +41,7 @@ def write(context: Context) -> None:
         "GIRDER_NOTIFICATION_REDIS_URL": girder.redis_url(context),
         "RABBITMQ_CTL": layout.bin / "rabbitmqctl",
         "ASSETSTORE_DIR": layout.assetstore,
+        "DEVSTACK_COMPOSE": Compose(context).program() or "",
     }
     lines = []
     for name, value in values.items():

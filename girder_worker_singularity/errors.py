@@ -8,6 +8,7 @@ One class per thing a person would do differently::
     ├── ImageNotAllowed           a rule of the site forbids the image
     ├── SignatureInvalid          a SIF that was made elsewhere is not signed by a trusted key
     ├── CredentialsInvalid        the file of credentials cannot be used
+    ├── GirderListUnknown         which images Girder has cannot be found out
     ├── MountInvalid              a volume cannot be mounted as asked
     ├── EnvironmentInvalid        a variable cannot be handed to a container
     ├── DockerOptionInvalid       a Docker option has a value that makes no sense
@@ -21,6 +22,7 @@ One class per thing a person would do differently::
     ├── StoreNotWritable          no SIF can be written to the store
     ├── NotEnoughSpace            no room for a SIF
     ├── SifDamaged                the file is not a whole SIF
+    │   └── SifUnsupported        it is whole, of a kind that Apptainer cannot run
     ├── CliContractViolated       the image does not describe its CLIs
     └── ProgramMissing            a program is not on the PATH
 """
@@ -80,6 +82,15 @@ class CredentialsInvalid(ContainerError):
     """The file with credentials of registries cannot be used."""
 
     remedy = "Give it mode 0600 and the owner of the worker, and check that it is JSON as documented."
+
+
+class GirderListUnknown(ContainerError):
+    """Which images Girder has cannot be found out for sure."""
+
+    remedy = (
+        "Give the address of Girder and the API key of one of its administrators, with all scopes, whose account "
+        "may log in; nothing is removed without the whole list."
+    )
 
 
 class MountInvalid(ContainerError):
@@ -165,6 +176,15 @@ class SifDamaged(ContainerError):
     """The file is not a whole SIF."""
 
     remedy = "Remove the file; it is made again when the image is next asked for."
+
+
+class SifUnsupported(SifDamaged):
+    """The file is a container of a kind that Apptainer cannot run. It is not made anew: somebody put it there."""
+
+    remedy = (
+        "Replace it with a SIF of the usual kind (`singularity build` without `--oci`, or `apptainer build`), or remove it"
+        " to have one made from the registry."
+    )
 
 
 class CliContractViolated(ContainerError):

@@ -10,8 +10,10 @@ holder that slept through the theft of its lease can never overwrite the thief's
 - at once, if its holder was a process of this boot of this host, and is gone; or
 - when its content stood still for 60 seconds by the observer's own clock. Clocks are never compared.
 
-Breaking: rename the path away to a unique name, which succeeds for one observer only, and look what was caught.
-If it is not the very file that was observed to stand still, link it back.
+Whoever removes the path, the holder that gives it back or an observer that breaks it, first renames the holder's own
+file to a name of his. That succeeds for one of them only, and until he has removed the path no other lease can be
+there: so nobody ever removes a lease that is not the one he has looked at. One who died in between has left the
+renamed file; when that has stood still for a while, others rename it in turn.
 
 Between `check()` and what the holder then does there is always a moment, so what a lease protects must still be
 harmless if done twice (publishing by rename, say); the lease makes that rare, not impossible.
@@ -29,7 +31,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import Self
 
@@ -42,7 +44,9 @@ STALE_AFTER_SECONDS = 60.0
 REFRESH_SECONDS = 5.0
 _LONGEST_STEP_SECONDS = 5.0  # what one look at an unchanged lease counts at most, see LeaseWatch
 _POLL_SECONDS = 0.5
+_ABANDONED_SECONDS = 10.0  # between the two steps of a removal there are milliseconds
 _COUNTER_DIGITS = 12
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: removed while a network mount had it open
 
 
@@ -67,6 +71,17 @@ class LeaseLost(Exception):
 
     def __str__(self) -> str:
         return f"The lease {self.path} was taken over by somebody else."
+
+
+class HardLinksMissing(OSError):
+    """The file system cannot give one file two names, so no lease can be taken on it, ever."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            errno.ENOTSUP,
+            "this file system has no hard links (or shows two names of one file as two files), which are needed here",
+            str(directory),
+        )
 
 
 @dataclass(frozen=True)
@@ -95,11 +110,13 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Whether it certainly runs no more: known only of processes of this boot of this host."""
+        return self.is_of_this_host() and _process_start(self.pid) != self.process_start
+
+    def is_of_this_host(self) -> bool:
+        """Whether this process can see that one: same boot of the same host, and the same namespace of processes."""
         if not self.boot_id or self.boot_id != _boot_id() or self.host != socket.gethostname():
             return False
-        if not self.pid_namespace or self.pid_namespace != _pid_namespace():
-            return False
-        return _process_start(self.pid) != self.process_start
+        return bool(self.pid_namespace) and self.pid_namespace == _pid_namespace()
 
     def __str__(self) -> str:
         return f"{self.name or 'process'} {self.pid} on {self.host}"
@@ -113,7 +130,7 @@ def write_holder(path: Path, holder: Holder) -> None:
 def read_holder(path: Path) -> Holder | None:
     """Whose it is, or None if there is no such note."""
     seen = _read(path)
-    return _holder(seen[1]) if seen is not None else None
+    return _holder(seen.content) if seen is not None else None
 
 
 class Standing(Enum):
@@ -143,9 +160,16 @@ class Lease:
         *,
         wait_seconds: float | None = None,
         should_stop: Callable[[], bool] | None = None,
+        unless_it_lives: bool = False,
+        on_wait: Callable[[str], None] | None = None,
         stale_after_seconds: float = STALE_AFTER_SECONDS,
     ) -> Lease:
-        """The lease, as soon as it is free or stale; LeaseHeld after `wait_seconds` or if `should_stop` says so."""
+        """The lease, as soon as it is free or stale; LeaseHeld after `wait_seconds` or if `should_stop` says so.
+
+        With `unless_it_lives` also as soon as its holder shows that it lives, so that only one which may be dead is waited for.
+        `on_wait` is told once who holds it.
+        Raises OSError if the directory cannot be written to, and HardLinksMissing if that would never work there.
+        """
         watch = LeaseWatch(path, clock, stale_after_seconds=stale_after_seconds)
         give_up_at = None if wait_seconds is None else clock.monotonic() + wait_seconds
         while True:
@@ -153,8 +177,12 @@ class Lease:
             if lease is not None:
                 return lease
             out_of_time = give_up_at is not None and clock.monotonic() >= give_up_at
-            if out_of_time or (should_stop is not None and should_stop()):
+            stop = should_stop is not None and should_stop()
+            if out_of_time or stop or (unless_it_lives and watch.holder_lives):
                 raise LeaseHeld(path, watch.holder_text)
+            if on_wait is not None:
+                on_wait(watch.holder_text)
+                on_wait = None
             clock.sleep(_POLL_SECONDS)
 
     def refresh(self) -> None:
@@ -204,10 +232,13 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; one that was lost meanwhile stays with whoever has it."""
-        with contextlib.suppress(LeaseLost, OSError):
-            self.check()
-            self.path.unlink()
-        self._own_file.unlink(missing_ok=True)
+        right = _removal_name(self.path, self._own_file)
+        with contextlib.suppress(OSError):
+            if not _renamed(self._own_file, right):
+                return
+            if _same_file(self.path, right.stat()):
+                self.path.unlink()
+            right.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -227,20 +258,29 @@ class LeaseWatch:
         self.path = path
         self._clock = clock
         self._stale_after_seconds = stale_after_seconds
-        self._seen: tuple[int, bytes] | None = None
+        self._seen: _Seen | None = None
         self._looked_at = 0.0
         self._still_seconds = 0.0
+        self._has_moved = False
+        self._left: Path | None = None
+        self._left_at = 0.0
+        self._left_seconds = 0.0
 
     @property
     def holder_text(self) -> str:
         """Who held it at the last look, in words."""
-        holder = _holder(self._seen[1]) if self._seen else None
+        holder = _holder(self._seen.content) if self._seen else None
         return str(holder) if holder else "somebody unknown"
 
     @property
     def holder(self) -> Holder | None:
         """Who held it at the last look."""
-        return _holder(self._seen[1]) if self._seen else None
+        return _holder(self._seen.content) if self._seen else None
+
+    @property
+    def holder_lives(self) -> bool:
+        """Whether the holder has shown that it lives: it counted on meanwhile, or it can be seen from here."""
+        return self._has_moved or (self.holder is not None and self.holder.is_of_this_host())
 
     def look(self) -> Standing:
         """What is known about the lease by now."""
@@ -250,11 +290,12 @@ class LeaseWatch:
             self._seen = None
             return Standing.FREE
         if seen != self._seen:
+            self._has_moved = self._has_moved or self._seen is not None
             self._seen, self._still_seconds = seen, 0.0
         else:
             self._still_seconds += min(now - self._looked_at, _LONGEST_STEP_SECONDS)
         self._looked_at = now
-        holder = _holder(seen[1])
+        holder = _holder(seen.content)
         if self._still_seconds >= self._stale_after_seconds or (holder is not None and holder.is_gone()):
             return Standing.STALE
         return Standing.HELD
@@ -270,25 +311,78 @@ class LeaseWatch:
         return _take(self.path, holder)
 
     def break_stale(self) -> bool:
-        """Remove the lease that the last look called stale; False if it was another one by now."""
+        """Remove the lease that the last look called stale; False if it was another one by now, or is not ours to remove."""
         if self._seen is None or _read(self.path) != self._seen:
             return False
-        inode, content = self._seen
-        caught = self.path.with_name(f".{self.path.name}.broken-{uuid.uuid4().hex}")
-        try:
-            self.path.rename(caught)
-        except FileNotFoundError:
+        own_file = _own_file(self.path, self._seen.content)
+        right = _removal_name(self.path, own_file)
+        if own_file is not None and _renamed(own_file, right):
+            return self._remove(right, own_file)
+        left = self._abandoned(own_file)
+        if left is None:
             return False
-        if _read(caught) != (inode, content):
+        if own_file is None or left == self.path:
+            return self._remove_strange(right)
+        return _renamed(left, right) and self._remove(right, own_file)
+
+    def _remove(self, right: Path, own_file: Path) -> bool:
+        """Removes the lease, whose own file has been renamed to `right` by us."""
+        there = _read(self.path)
+        is_it = there is not None and self._seen is not None and there.inode == self._seen.inode
+        if is_it and there != self._seen:
+            right.rename(own_file)  # its holder has counted on at the last moment
+            return False
+        if is_it:
+            self.path.unlink(missing_ok=True)
+        right.unlink(missing_ok=True)
+        return is_it
+
+    def _remove_strange(self, right: Path) -> bool:
+        """Removes what is no lease of ours, or has lost all but its name: here a lease may be caught by mistake."""
+        if not _renamed(self.path, right):
+            return False
+        is_it = _read(right) == self._seen
+        if not is_it:
+            there = right.stat()
             with contextlib.suppress(FileExistsError):
-                os.link(caught, self.path)
-            caught.unlink()
-            return False
-        own_file = _own_file(self.path, content)
-        if own_file is not None:  # its holder, should it wake up, finds it missing and knows
-            own_file.unlink(missing_ok=True)
-        caught.unlink()
-        return True
+                os.link(right, self.path)
+            caught_own = _own_file(self.path, right.read_bytes())
+            # Its holder may have given it back meanwhile.
+            if caught_own is not None and not caught_own.exists() and _same_file(self.path, there):
+                self.path.unlink(missing_ok=True)
+        right.unlink(missing_ok=True)
+        return is_it
+
+    def _abandoned(self, own_file: Path | None) -> Path | None:
+        """What somebody has left who died while he removed the lease; the path itself where nothing at all is left.
+
+        None for as long as he may still be about to go on.
+        """
+        left = self.path
+        if own_file is not None:
+            left = min(self.path.parent.glob(_removal_name(self.path, own_file, "*").name), default=self.path)
+        now = self._clock.monotonic()
+        if left != self._left:
+            self._left, self._left_seconds = left, 0.0
+        else:
+            self._left_seconds += min(now - self._left_at, _LONGEST_STEP_SECONDS)
+        self._left_at = now
+        return left if self._left_seconds >= _ABANDONED_SECONDS else None
+
+
+def _removal_name(path: Path, own_file: Path | None, unique: str = "") -> Path:
+    """What the own file of a lease is renamed to by whoever removes the lease."""
+    lease = "strange" if own_file is None else own_file.name.rpartition("-")[2]
+    return path.with_name(f".{path.name}.broken-{lease}-{unique or uuid.uuid4().hex}")
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Whether it was there to be renamed. Over NFS that may be reported as gone because it was done."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        return target.exists()
+    return True
 
 
 def _take(path: Path, holder: Holder) -> Lease | None:
@@ -296,14 +390,28 @@ def _take(path: Path, holder: Holder) -> Lease | None:
     descriptor = os.open(own_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         os.write(descriptor, _content(holder, own_file, 0))
+    except OSError:  # a full disk
+        own_file.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # the inodes decide
+    refused: OSError | None = None
+    try:
         os.link(own_file, path)
+    except OSError as error:  # the inodes decide
+        refused = error
     with contextlib.suppress(FileNotFoundError):
         if _same_file(path, own_file.stat()):
             return Lease(path, own_file, holder)
+    there = _read(path)
+    is_own = there is not None and _own_file(path, there.content) == own_file
+    if (
+        is_own
+    ):  # two inodes for one file, as sshfs 3.7 has it: waiting for it to become free would be for ever
+        path.unlink(missing_ok=True)
     own_file.unlink(missing_ok=True)
+    if is_own or (refused is not None and refused.errno in _NO_LINKS and there is None):
+        raise HardLinksMissing(path.parent)
     return None
 
 
@@ -317,10 +425,20 @@ def _content(holder: Holder, own_file: Path, counter: int) -> bytes:
     return (json.dumps(values) + "\n").encode()
 
 
-def _read(path: Path) -> tuple[int, bytes] | None:
+class _Seen(NamedTuple):
+    inode: int
+    content: bytes
+    #: Some network mounts go on showing the content that they once read, but not for ever the time (seen: GlusterFS
+    #: 10 without --auto-invalidation).
+    changed_at_ns: int
+
+
+def _read(path: Path) -> _Seen | None:
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_ino, file.read(64 * 1024)
+            content = file.read(64 * 1024)
+            status = os.fstat(file.fileno())
+            return _Seen(status.st_ino, content, status.st_mtime_ns)
     except OSError as error:
         if error.errno in _GONE:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,6 +66,11 @@ class SingularitySection(BaseModel):
     schemes: list[Literal["oras", "library"]] = setting(
         [], "Schemes that a task's image may have besides docker: `oras`, `library`."
     )
+    library: str = setting(
+        "",
+        "URL of the server that `library://user/collection/name` is fetched from. Empty: the default of the worker's user"
+        " (`apptainer remote`), which also is the only one that is shown a token.",
+    )
     default_registry: str = setting(
         "",
         "Registry of names that have none, as host:port. Empty: Docker Hub.",
@@ -96,12 +102,20 @@ class SingularitySection(BaseModel):
         SecretStr(""), "Password of `docker_username`.", env=("JARVICE_DOCKER_PASSWORD",)
     )
     http_proxy: SecretStr = setting(
-        SecretStr(""), "Proxy for registries without TLS. Empty: as the worker's environment says."
+        SecretStr(""),
+        "Proxy for registries without TLS. Empty: as the worker's environment says.",
+        env=("JARVICE_BAREMETAL_HTTP_PROXY",),
     )
     https_proxy: SecretStr = setting(
-        SecretStr(""), "Proxy for registries with TLS. Empty: as the worker's environment says."
+        SecretStr(""),
+        "Proxy for registries with TLS. Empty: as the worker's environment says.",
+        env=("JARVICE_BAREMETAL_HTTPS_PROXY",),
     )
-    no_proxy: str = setting("", "Hosts and domains reached without a proxy, joined by commas.")
+    no_proxy: str = setting(
+        "",
+        "Hosts and domains reached without a proxy, joined by commas.",
+        env=("JARVICE_BAREMETAL_NO_PROXY",),
+    )
     allow_images: list[str] = setting(
         [],
         "Patterns (`*`, `?`) for full names, as `docker.io/team/*`; only images that fit one are allowed. Empty: all.",
@@ -114,6 +128,7 @@ class SingularitySection(BaseModel):
     tmp_dir: Path | None = setting(
         None,
         "Where images are unpacked for conversion. Empty: the system's temporary directory (TMPDIR), often small.",
+        env=("JARVICE_SINGULARITY_TMPDIR",),
     )
     cache_dir: Path | None = setting(None, "Apptainer's cache of layers. Empty: none is kept.")
     convert_timeout_seconds: float = setting(7200.0, "When a conversion is given up.")
@@ -162,6 +177,14 @@ class SingularitySection(BaseModel):
     def _plain_path(cls, value: Path | None) -> Path | None:
         if value is not None and (not value.is_absolute() or ":" in str(value)):
             msg = "must be absolute and without a colon, which Apptainer takes for the end of the path"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("library")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        if value and re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", value) is None:
+            msg = "must be a URL such as https://library.example.org, without an account"
             raise ValueError(msg)
         return value
 

@@ -7,6 +7,7 @@ The files are INI without interpolation; case is kept; a list has one entry per 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationError
 
+#: Section, name and value of an entry of a file → those of the setting that is meant.
+Translation = Callable[[str, str, str], "tuple[str, str, str] | None"]
 #: Names the configuration files.
 FILES_VARIABLE = "GIRDER_WORKER_SLURM_CONFIG"
 
@@ -118,10 +121,12 @@ def read_values(
     environment: Mapping[str, str],
     *,
     skip_other_sections: bool = False,
+    translate: Translation | None = None,
 ) -> ReadValues:
     """What generic variables, then these files (later ones win), then the settings' own variables say.
 
-    Raises SettingsInvalid naming file, line and the allowed names when a key is unknown.
+    `translate` gives the section, name and value that an entry of a file stands for, or None if it says nothing, and may
+    raise ValueError. Raises SettingsInvalid naming file, line and the allowed names when a key is unknown.
     """
     read = ReadValues()
     for one in fields_of(sections):
@@ -130,7 +135,7 @@ def read_values(
                 read.put(one, environment[variable], variable)
                 break
     for path in files:
-        _read_file(path, sections, read, skip_other_sections=skip_other_sections)
+        _read_file(path, sections, read, skip_other_sections=skip_other_sections, translate=translate)
     for one in fields_of(sections):
         for variable in one.environment:
             if variable in environment and (environment[variable] or one.default == ""):
@@ -140,12 +145,16 @@ def read_values(
 
 
 def generic_origins(
-    sections: Mapping[str, type[BaseModel]], files: tuple[Path, ...], environment: Mapping[str, str]
+    sections: Mapping[str, type[BaseModel]],
+    files: tuple[Path, ...],
+    environment: Mapping[str, str],
+    *,
+    translate: Translation | None = None,
 ) -> dict[str, str]:
     """Which settings come from a generic variable only: setting → variable; the start warns about these."""
     read = ReadValues()
     for path in files:
-        _read_file(path, sections, read)
+        _read_file(path, sections, read, translate=translate)
     found = {}
     for one in fields_of(sections):
         if one.name in read.values.get(one.section, {}) or any(environment.get(v) for v in one.environment):
@@ -163,11 +172,15 @@ def _read_file(
     read: ReadValues,
     *,
     skip_other_sections: bool = False,
+    translate: Translation | None = None,
 ) -> None:
     """Adds one INI file's values; raises SettingsInvalid with file and line."""
     fields = {(one.section, one.name): one for one in fields_of(sections)}
     known_sections = {*sections, *(f"{one.section}.{one.name}" for one in fields.values() if one.is_table)}
-    for entry in _parse_ini(path):
+    for written in _parse_ini(path):
+        entry = _translated(written, path, translate)
+        if entry is None:
+            continue
         section, dot, table = entry.section.partition(".")
         if skip_other_sections and section not in sections:
             continue
@@ -190,6 +203,16 @@ def _read_file(
         read.put(one, entry.value, where)
 
 
+def _translated(entry: _IniEntry, path: Path, translate: Translation | None) -> _IniEntry | None:
+    if translate is None:
+        return entry
+    try:
+        found = translate(entry.section, entry.key, entry.value)
+    except ValueError as error:
+        raise SettingsInvalid(f"{path}:{entry.line}: {error}.") from error
+    return None if found is None else _IniEntry(*found, entry.line)
+
+
 @dataclass(frozen=True)
 class _IniEntry:
     section: str
@@ -204,6 +227,8 @@ def _parse_ini(path: Path) -> list[_IniEntry]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsInvalid(f"{path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsInvalid(f"{path}: is not UTF-8 text (byte {error.start}).") from error
     entries: list[_IniEntry] = []
     section = ""
     for number, raw in enumerate(text.splitlines(), start=1):

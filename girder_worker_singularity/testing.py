@@ -43,6 +43,10 @@ class FakeClock:
         self.slept.append(seconds)
         self.advance(seconds)
 
+    def jump(self, seconds: float) -> None:
+        """Set the time of day forward, or back, while no time passes."""
+        self._now += seconds
+
     def advance(self, seconds: float) -> None:
         """Let that much time pass."""
         with self._lock:
@@ -93,9 +97,12 @@ class FakeCommandRunner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: str | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """The scripted answer, or the error that a real runner would raise."""
         answer = self._answer(FakeCall(tuple(argv), timeout_seconds, env, cwd, stdin))
+        if answer.takes_seconds and should_stop is not None and should_stop():
+            raise CommandStopped(argv, answer.stdout)
         if answer.takes_seconds > timeout_seconds:
             raise CommandTimeout(argv, timeout_seconds, answer.stdout, answer.stderr)
         return CommandResult(tuple(argv), answer.returncode, answer.stdout, answer.stderr)

@@ -6,10 +6,13 @@
     ├── SettingsInvalid         a setting is wrong: file, line and what to write instead
     ├── StartRefused            the worker must not start here (root in use, wrong broker, missing program)
     ├── RecordDamaged           a record on disk cannot be read
+    ├── NothingOwed             Girder has all of this job, or its worker still brings it
     ├── OwnershipLost           another worker has taken this job over: stop, touch nothing
     ├── JobError                ends this Girder job with ERROR; the message is for the scientist
     │   ├── MessageUndecodable  the message's classes are not installed here
     │   ├── NotSupported        the task asks for what a cluster cannot give
+    │   ├── UserRefused         this Girder user may not run jobs here
+    │   ├── OptionRefused       an sbatch option may not be asked for, or makes no sense
     │   ├── InputUnavailable    an input could not be fetched
     │   ├── SubmitRejected      Slurm refused the job
     │   ├── ContainerFailed     the analysis ended with an error
@@ -46,6 +49,10 @@ class RecordDamaged(SlurmWorkerError):
     """A record directory does not hold what was written to it."""
 
 
+class NothingOwed(SlurmWorkerError):
+    """There is nothing to bring to Girder for this job, or not by hand."""
+
+
 class OwnershipLost(SlurmWorkerError):
     """Another worker owns this job now."""
 
@@ -60,6 +67,14 @@ class MessageUndecodable(JobError):
 
 class NotSupported(JobError):
     """The task asks for something that does not exist on a cluster."""
+
+
+class UserRefused(JobError):
+    """The site's mapping of users has no place for this Girder user."""
+
+
+class OptionRefused(JobError):
+    """An sbatch option does not exist, may not be asked for here, or has a value that cannot be meant."""
 
 
 class InputUnavailable(JobError):
@@ -109,7 +124,11 @@ class WorkerStopping(Unreachable):
 
 
 class SubmitDeferred(Unreachable):
-    """Slurm accepts no more jobs of ours for now."""
+    """Slurm accepts no more jobs of this user for now; `is_for_all` says that it accepts nobody's."""
+
+    def __init__(self, message: str, *, is_for_all: bool = False) -> None:
+        super().__init__(message)
+        self.is_for_all = is_for_all
 
 
 class SubmitUnsure(Unreachable):

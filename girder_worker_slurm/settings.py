@@ -11,13 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
@@ -27,6 +33,12 @@ from girder_worker_singularity.errors import SettingsInvalid as ContainerSetting
 from girder_worker_singularity.settings import SingularitySection
 from girder_worker_singularity.settings_file import SettingField, fields_of, setting, settings_files
 from girder_worker_slurm.errors import SettingsInvalid
+from girder_worker_slurm.options import covalent_names
+from girder_worker_slurm.options.binds import parse_site_binds
+from girder_worker_slurm.options.catalogue import USUALLY_ALLOWED
+from girder_worker_slurm.options.hooks import JobHooks, SrunRules, check_hooks
+from girder_worker_slurm.options.limits import parse_limits
+from girder_worker_slurm.options.requests import check_site_options, parse_allowed, parse_profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +47,11 @@ if TYPE_CHECKING:
 __all__ = ["SettingField", "Settings", "generic_origins", "load_settings", "setting_fields", "settings_files"]
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
+
+
+def _profile(text: str) -> str:
+    parse_profile("*", text)
+    return text
 
 
 class CelerySection(BaseModel):
@@ -46,6 +63,12 @@ class CelerySection(BaseModel):
         SecretStr("amqp://guest:guest@localhost/"),
         "RabbitMQ, as a Celery broker URL.",
         env=("CELERY_BROKER_URL", "GIRDER_WORKER_BROKER"),
+    )
+    broker_ca: Path | None = setting(
+        None,
+        "File with the certificates (PEM) of the authorities of which RabbitMQ's must come, with `broker = amqps://...`. Empty: those that the"
+        " system trusts.",
+        env=("GIRDER_WORKER_BROKER_CA",),
     )
     backend: SecretStr = setting(
         SecretStr("rpc://guest:guest@localhost/"),
@@ -62,6 +85,11 @@ class CelerySection(BaseModel):
         "Threads for tasks of other packages that run inside the worker. Slurm jobs need none.",
         env=("DSA_WORKER_CONCURRENCY",),
     )
+    allow_classes: list[str] = setting(
+        [],
+        "Classes that tasks may bring besides the transforms of Girder Worker and Slicer CLI Web, by their whole names, one a line:"
+        " their code runs in the worker.",
+    )
 
 
 class GirderSection(BaseModel):
@@ -74,16 +102,31 @@ class GirderSection(BaseModel):
         "Girder's API as seen from this machine, if it differs from the address in the tasks.",
         env=("GIRDER_WORKER_API_URL",),
     )
-    updates_per_second: float = setting(
+    updates_per_second: PositiveFloat = setting(
         20.0, "Most log and progress updates per second, over all jobs. Final states do not wait for it."
     )
-    log_interval_seconds: float = setting(1.0, "How often a job's new log lines are sent while it writes.")
-    log_limit_bytes: int = setting(
+    log_interval_seconds: NonNegativeFloat = setting(
+        1.0, "How often a job's new log lines are sent while it writes."
+    )
+    log_limit_bytes: NonNegativeInt = setting(
         3_000_000, "Beyond this Girder gets head and tail of a log; the whole stays on disk."
     )
-    status_check_seconds: float = setting(
+    status_check_seconds: NonNegativeFloat = setting(
         600.0, "How often the Girder job of a silent job is looked at (cancelled or deleted meanwhile?)."
     )
+
+    prune_key_file: Path | None = setting(
+        None,
+        "File of mode 0600 with an API key of an administrator of the Girder at `api_url`. With it the SIFs of images that"
+        " were ingested here and have been removed from that Girder are removed, once an hour. Empty: never.",
+    )
+
+    @model_validator(mode="after")
+    def _somebody_to_ask(self) -> GirderSection:
+        if self.prune_key_file is not None and not self.api_url:
+            msg = "prune_key_file needs `api_url`: which Girder is to be asked"
+            raise ValueError(msg)
+        return self
 
 
 class GirderWorkerSection(BaseModel):
@@ -116,12 +159,26 @@ class JobsSection(BaseModel):
         "Name of this worker among those that share the jobs root. Empty: the host name.",
         env=("GIRDER_WORKER_SLURM_WORKER_ID",),
     )
-    max_accepted: int = setting(
+    max_accepted: PositiveInt = setting(
         20_000, "Jobs this worker takes at most; beyond it the queue waits in RabbitMQ."
     )
-    max_submitted: int = setting(5_000, "Jobs in Slurm at most; the others wait as QUEUED in Girder.")
-    keep_days: float = setting(7.0, "Days to keep record and log of a job that ended well.")
-    keep_failed_days: float = setting(30.0, "Days to keep record and log of a job that failed.")
+    max_submitted: PositiveInt = setting(5_000, "Jobs in Slurm at most; the others wait as QUEUED in Girder.")
+    archive_new_files: list[str] = setting(
+        [],
+        "Images whose jobs' new files are uploaded besides the declared outputs, as one archive: patterns, each of images,"
+        " or that and, after a blank, one of CLIs.",
+    )
+    archive_limit_bytes: NonNegativeInt = setting(
+        2 * 1024**3, "The most that such an archive may hold; what is more is not uploaded."
+    )
+    max_submitted_per_user: NonNegativeInt = setting(
+        0,
+        "Jobs of one Girder user in Slurm at most. 0: as many as `max_submitted` allows. In any case users take turns.",
+    )
+    keep_days: NonNegativeFloat = setting(7.0, "Days to keep record and log of a job that ended well.")
+    keep_failed_days: NonNegativeFloat = setting(
+        30.0, "Days to keep record and log of a job that failed, and outputs that Girder did not take."
+    )
 
 
 class SlurmSection(BaseModel):
@@ -135,6 +192,59 @@ class SlurmSection(BaseModel):
     options: dict[str, str] = setting(
         {},
         "sbatch options of every job, `name = value`, in the section [slurm.options]; an empty value is a flag.",
+    )
+    profiles: dict[str, Annotated[str, AfterValidator(_profile)]] = setting(
+        {},
+        "More sbatch options for some images, in the section [slurm.profiles]: a pattern of images, or that and, after a blank,"
+        " one of CLIs; below it one option a line. Later ones win.",
+    )
+    allow_options: list[str] = setting(
+        list(USUALLY_ALLOWED),
+        "sbatch options that images (labels `slurm.NAME`), CLIs (`docker-params`) and users (`--slurm_NAME`) may choose."
+        " The sections here may set any.",
+    )
+    allow_girder_settings: list[str] = setting(
+        [],
+        "sbatch options that Girder's settings `worker_slurm.NAME` (of our plugin in the Girder server) may choose besides those"
+        " in `allow_options`: `account` and `qos`, say.",
+    )
+    limits: dict[str, str] = setting(
+        {},
+        "The most that one job gets of what they ask for, in the section [slurm.limits]: time, mem (of a node), cpus,"
+        " gpus, nodes.",
+    )
+    login_shell: bool = setting(
+        False, "Read /etc/profile in the job before anything else, as a login shell does."
+    )
+    bashrc_path: str = setting("", "A file that the job reads next, such as $HOME/.bashrc.")
+    modules: list[str] = setting([], "Modules that the job loads (`module load`), one a line.")
+    conda_env: str = setting("", "A conda environment that the job activates.")
+    environment_file: str = setting(
+        "",
+        "A file of NAME=value lines, in bash's words, that the job reads. It is on the nodes, as the job's user sees it.",
+    )
+    variables: dict[str, str] = setting(
+        {},
+        "Variables of the job, in the section [slurm.variables]: for the commands around the container, which gets none of them.",
+    )
+    prerun_commands: list[str] = setting(
+        [], "Lines of bash that the job runs before the container, one a line.", separators="\\n"
+    )
+    postrun_commands: list[str] = setting(
+        [],
+        "Lines of bash that it runs after the container, also if that failed; its exit code stays the job's.",
+        separators="\\n",
+    )
+    use_srun: bool = setting(False, "Start the container with srun.")
+    srun_options: dict[str, str] = setting(
+        {},
+        "Options of srun, in the section [slurm.srun_options]: one letter becomes `-k value`, more `--key=value`, an empty value a flag.",
+    )
+    srun_append: str = setting(
+        "", "A command line between srun and the container's own, such as a profiler's."
+    )
+    script_template: Path | None = setting(
+        None, "A Jinja2 template of the site's own with blocks that replace some of the job script's."
     )
     submit_script: Path | None = setting(
         None,
@@ -152,17 +262,37 @@ class SlurmSection(BaseModel):
         env=("GW_DIRECT_PATHS",),
         separators="\\n,:",
     )
+    binds: dict[str, str] = setting(
+        {},
+        "Paths of the nodes that containers get to see, `/path = /place in the container`, in the section [slurm.binds]; behind"
+        " commas `ro` (which it is anyway) or `rw`, `images=PATTERN PATTERN`, `users=LOGIN LOGIN`, `groups=GROUP GROUP`.",
+    )
     commands_dir: Path | None = setting(None, "Directory of sbatch, squeue, scancel, scontrol. Empty: PATH.")
-    command_timeout_seconds: float = setting(
+    slurm_module: str = setting(
+        "",
+        "The module that brings Slurm's commands on this machine (`module load`, in a login shell), where they are not on PATH.",
+    )
+    command_timeout_seconds: PositiveFloat = setting(
         180.0, "When a Slurm command is given up. sbatch itself may retry for two minutes: stay above."
     )
-    commands_per_second: float = setting(50.0, "Most Slurm commands per second, of all kinds together.")
-    parallel_submits: int = setting(4, "sbatch commands at the same time.")
-    poll_seconds: float = setting(15.0, "Shortest interval between two listings of the queue.")
-    event_seconds: float = setting(0.25, "How often the spool of job events is looked at.")
-    direct_limit_seconds: float = setting(
+    commands_per_second: PositiveFloat = setting(
+        50.0, "Most Slurm commands per second, of all kinds together."
+    )
+    submits_per_minute: NonNegativeFloat = setting(
+        0.0,
+        "Most submissions a minute, for clusters that limit them. 0: as many as `commands_per_second` allows.",
+    )
+    parallel_submits: PositiveInt = setting(4, "sbatch commands at the same time.")
+    poll_seconds: PositiveFloat = setting(15.0, "Shortest interval between two listings of the queue.")
+    event_seconds: PositiveFloat = setting(0.25, "How often the spool of job events is looked at.")
+    direct_limit_seconds: PositiveFloat = setting(
         30.0,
         "Time limit of runs that a form in Girder waits for (datalists); they run on the worker's own host.",
+    )
+    ask_accounting: bool = setting(
+        True,
+        "Ask sacct what jobs used whose nodes do not count it, or that had several: after their end, for all at once, and once"
+        " a minute at most. Where there is no sacct, nothing is asked.",
     )
     convert_images: bool = setting(
         False,
@@ -172,9 +302,15 @@ class SlurmSection(BaseModel):
         {},
         "sbatch options of such a conversion, in the section [slurm.convert_options], besides those of every job.",
     )
-    event_grace_seconds: float = setting(
+    event_grace_seconds: NonNegativeFloat = setting(
         5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
     )
+    infrastructure_retries: NonNegativeInt = setting(
+        2,
+        "How often a job is run again that was lost without its own fault: its node failed or did not boot, it could not be"
+        " launched, or it was put back into the queue. On other nodes, if there are some.",
+    )
+    preemption_retries: NonNegativeInt = setting(10, "How often a job is run again that was preempted.")
     docker_resources: Literal["honour", "ignore"] = setting(
         "honour",
         "What becomes of Docker's limits of memory and processors (`mem_limit`, `nano_cpus`, ...): `honour` asks Slurm for"
@@ -185,6 +321,94 @@ class SlurmSection(BaseModel):
         "More sbatch options of jobs that want GPUs, `name = value`, in the section [slurm.gpu_options]; {gpus} stands for"
         " how many. None: `gres = gpu:{gpus}`, unless the options of every job ask for GPUs already.",
     )
+
+    @model_validator(mode="after")
+    def _hooks_are_bash(self) -> SlurmSection:
+        check_hooks(self.hooks)
+        return self
+
+    @property
+    def hooks(self) -> JobHooks:
+        """What all jobs do around their container."""
+        return JobHooks(
+            login_shell=self.login_shell,
+            bashrc=self.bashrc_path,
+            modules=tuple(self.modules),
+            conda_env=self.conda_env,
+            environment_file=self.environment_file,
+            variables=self.variables,
+            prerun=tuple(self.prerun_commands),
+            postrun=tuple(self.postrun_commands),
+            srun=SrunRules(self.use_srun, self.srun_options, self.srun_append),
+        )
+
+    @field_validator("options", "gpu_options", "convert_options")
+    @classmethod
+    def _options_can_be_given(cls, value: dict[str, str]) -> dict[str, str]:
+        check_site_options(value.items())
+        return value
+
+    @field_validator("binds")
+    @classmethod
+    def _binds_can_be_made(cls, value: dict[str, str]) -> dict[str, str]:
+        parse_site_binds(value)
+        return value
+
+    @field_validator("allow_options", "allow_girder_settings")
+    @classmethod
+    def _options_exist(cls, value: list[str]) -> list[str]:
+        parse_allowed(value)
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_are_known(cls, value: dict[str, str]) -> dict[str, str]:
+        parse_limits(value)
+        return value
+
+
+class UsersSection(BaseModel):
+    """Who may run jobs, and what theirs get."""
+
+    model_config = _FROZEN
+
+    mapping_file: Path | None = setting(
+        None,
+        "A YAML file that says which Girder users and groups get which account, QOS, partition, options and limits, or the"
+        " users_id_mapping_configuration.yaml of JARVICE. Empty: all users are alike. Read when the worker starts.",
+        env=("GIRDER_WORKER_SLURM_USERS",),
+    )
+    unmapped: Literal["refuse", "default"] = setting(
+        "refuse",
+        "What becomes of a job of a user whom that file does not have, or about whom Girder tells too little: `refuse` ends it"
+        " at once; `default` treats it as any job without such a file.",
+    )
+    unix_users: list[str] = setting(
+        [],
+        "Unix users whom jobs may run as, if that file says so (`unix_user`, `mapped_user`): names, or patterns such as *."
+        " Never root. The worker's own needs no mention.",
+        separators="\\n, ",
+    )
+    minimum_uid: NonNegativeInt = setting(
+        1000, "Users with a lower number are allowed by their name alone, not by a pattern."
+    )
+    run_root: str = setting(
+        "",
+        "Where the run directories of such a user are: a path with {user} for the name, on a file system that the nodes see,"
+        " such as /scratch/{user}/girder. It is made as that user if it is missing, and closed to all others.",
+    )
+    files_program: str = setting(
+        "",
+        "`girder-slurm-files`, where such users can run it. Empty: beside the worker's own `girder-slurm`.",
+    )
+
+    @field_validator("run_root")
+    @classmethod
+    def _one_for_each_user(cls, value: str) -> str:
+        if value and not (value.startswith("/") and "{user}" in value):
+            msg = "run_root is an absolute path with {user} in it"
+            raise ValueError(msg)
+        return value
 
 
 class Settings(BaseSettings):
@@ -197,6 +421,7 @@ class Settings(BaseSettings):
     girder_worker: GirderWorkerSection = GirderWorkerSection()
     jobs: JobsSection = JobsSection()
     slurm: SlurmSection = SlurmSection()
+    users: UsersSection = UsersSection()
     singularity: SingularitySection = SingularitySection()
 
     @model_validator(mode="after")
@@ -253,7 +478,7 @@ def load_settings(files: tuple[Path, ...] = (), environment: Mapping[str, str] |
     """
     env = os.environ if environment is None else environment
     with _told_as_ours():
-        read = settings_file.read_values(_sections(), files, env)
+        read = settings_file.read_values(_sections(), files, env, translate=covalent_names.translated)
         try:
             return Settings(**read.values)  # type: ignore[arg-type]  # pydantic checks them
         except ValidationError as error:
@@ -263,7 +488,9 @@ def load_settings(files: tuple[Path, ...] = (), environment: Mapping[str, str] |
 def generic_origins(files: tuple[Path, ...], environment: Mapping[str, str]) -> dict[str, str]:
     """Which settings come from a generic variable only: setting → variable; the start warns about these."""
     with _told_as_ours():
-        return settings_file.generic_origins(_sections(), files, environment)
+        return settings_file.generic_origins(
+            _sections(), files, environment, translate=covalent_names.translated
+        )
 
 
 @contextlib.contextmanager

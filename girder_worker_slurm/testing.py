@@ -53,6 +53,8 @@ class FakeSlurmJob:
     is_held: bool = False
     #: Whether it was given a node, as a job that ended before it started may or may not have been.
     had_node: bool = False
+    #: Read when its script begins, as the script does; the worker removes the file of an attempt that is over.
+    nonce: str = ""
 
     @property
     def token(self) -> str:
@@ -130,11 +132,12 @@ class FakeCluster:
                 raise mishap.error
             return job.slurm_job_id
 
-    def find(self, token: str) -> tuple[QueueRow, ...]:
+    def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
         """See `Cluster.find`."""
         with self._lock:
             self._answer("find", token)
-            return tuple(_row(job) for job in self.jobs.values() if job.token == token)
+            rows = (_row(job) for job in self.jobs.values() if job.token == token)
+            return tuple(row for row in rows if row.unix_user == unix_user)
 
     def snapshot(self) -> Snapshot:
         """See `Cluster.snapshot`."""
@@ -162,17 +165,15 @@ class FakeCluster:
                 time_limit="01:00:00",
             )
 
-    def cancel(
-        self, slurm_job_ids: Sequence[SlurmJobId] = (), tokens: Sequence[str] = (), *, kill: bool = False
-    ) -> None:
+    def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """See `Cluster.cancel`."""
         with self._lock:
-            self._answer("kill" if kill else "cancel", (tuple(slurm_job_ids), tuple(tokens)))
+            self._answer("kill" if kill else "cancel", tuple(tokens))
             if self.lost_cancels > 0:
                 self.lost_cancels -= 1
                 return
             for job in self.jobs.values():
-                if job.slurm_job_id in slurm_job_ids or job.token in tokens:
+                if job.submission.unix_user == unix_user and job.token in tokens:
                     self._cancel(job, kill=kill)
 
     # -- what a test does to it
@@ -201,6 +202,7 @@ class FakeCluster:
             if not (job.run / "nonce").exists():
                 job.state, job.exit_code = "FAILED", 66
                 return False
+            job.nonce = (job.run / "nonce").read_text(encoding="utf-8")
             if not self._claim(job):
                 self._event(job, "refused", why="claimed")
                 job.state = "COMPLETED"
@@ -234,6 +236,12 @@ class FakeCluster:
             job = self.jobs[slurm_job_id]
             job.state, job.reason, job.signal = state, reason, signal
             job.had_node = job.had_node or state != "PENDING"
+
+    def crash(self, slurm_job_id: str) -> None:
+        """The controller loses its latest job, and gives the id out again."""
+        with self._lock:
+            del self.jobs[slurm_job_id]
+            self._next_id = int(slurm_job_id) - 1
 
     def forget(self, slurm_job_id: str) -> None:
         """Slurm does not remember the job any more."""
@@ -270,7 +278,7 @@ class FakeCluster:
         name = f"{job.token}.{kind}.{job.slurm_job_id}.{job.restarts}.json"
         words = {
             "token": job.token,
-            "nonce": (job.run / "nonce").read_text(encoding="utf-8"),
+            "nonce": job.nonce or (job.run / "nonce").read_text(encoding="utf-8"),
             "kind": kind,
             "slurm_job_id": job.slurm_job_id,
             "restart": job.restarts,
@@ -297,4 +305,4 @@ class FakeCluster:
 
 
 def _row(job: FakeSlurmJob) -> QueueRow:
-    return QueueRow(job.slurm_job_id, job.state, job.reason, job.token)
+    return QueueRow(job.slurm_job_id, job.state, job.reason, job.token, job.submission.unix_user)

@@ -1,6 +1,6 @@
 """Tests that need a service are skipped where it is not; where it is required, they fail instead.
 
-GIRDER_SLURM_REQUIRE names the services that must be there, separated by commas: ``slurm,apptainer,girder``.
+GIRDER_SLURM_REQUIRE names the services that must be there, separated by commas: ``slurm,apptainer,girder,docker``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ import functools
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-SERVICES = ("slurm", "apptainer", "girder")
+from tests.support import faults
+
+# The same examples each time, however long a busy machine takes for one. `--hypothesis-profile=search` looks for others.
+settings.register_profile("search", deadline=None)
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
+
+SERVICES = ("slurm", "apptainer", "girder", "docker")
 
 
 def required_services() -> frozenset[str]:
@@ -26,8 +37,9 @@ def required_services() -> frozenset[str]:
 
 
 def pytest_configure(config) -> None:
-    del config
     required_services()
+    if directory := os.environ.get(faults.RESULTS):
+        config.pluginmanager.register(faults.FaultRecorder(Path(directory)))
 
 
 @functools.cache
@@ -43,6 +55,11 @@ def what_is_missing(service: str) -> str:
     if service == "apptainer":
         path = f"{os.environ.get('DEVSTACK_PATH', '')}:{os.environ.get('PATH', '')}"
         return "" if shutil.which("apptainer", path=path) else "there is no apptainer"
+    if service == "docker":
+        if os.geteuid() != 0:
+            return "only root can start a Docker engine"
+        absent = [name for name in ("docker", "dockerd", "mmdebstrap") if shutil.which(name) is None]
+        return f"there is no {' and no '.join(absent)}" if absent else ""
     address = os.environ.get("GIRDER_API_URL")
     if not address:
         return "GIRDER_API_URL is not set; load the stack's env file"

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import girder_worker_slurm
+
 REPOSITORY = Path(__file__).parents[1]
+#: Where the product is that is tested: the checkout, or an environment into which the wheel was installed.
+INSTALLED = Path(girder_worker_slurm.__file__).parents[1]
 PACKAGES = ("girder_worker_slurm", "girder_worker_singularity")
 COMMAND_RUNNER = "girder_worker_singularity/command_runner.py"
 CLOCK = "girder_worker_singularity/clock.py"
@@ -18,9 +22,9 @@ CLOCK = "girder_worker_singularity/clock.py"
 def modules() -> dict[str, ast.Module]:
     """The syntax tree of every module of the product, by its path."""
     return {
-        str(path.relative_to(REPOSITORY)): ast.parse(path.read_text(encoding="utf-8"))
+        str(path.relative_to(INSTALLED)): ast.parse(path.read_text(encoding="utf-8"))
         for package in PACKAGES
-        for path in sorted((REPOSITORY / package).rglob("*.py"))
+        for path in sorted((INSTALLED / package).rglob("*.py"))
     }
 
 
@@ -122,6 +126,10 @@ def test_nothing_is_ever_run_by_a_shell():
             {"celery", "girder_worker", "pydantic"},
         ),
         ("import girder_worker_slurm.testing", {"celery", "girder_worker", "girder_client", "requests"}),
+        (
+            "import girder_worker_slurm.options.girder_settings",  # inside the Girder server as well
+            {"celery", "girder_worker", "pydantic", "requests", "girder_worker_singularity"},
+        ),
         ("import girder_worker_slurm.settings", {"celery", "girder_worker", "requests"}),
         ("import girder_worker_singularity", {"celery", "girder_worker", "girder_worker_slurm"}),
     ],
@@ -131,7 +139,7 @@ def test_what_is_imported_first_loads_little(statement, never):
 
 
 def test_every_package_is_in_the_wheel_with_its_script():
-    assert (REPOSITORY / "girder_worker_slurm" / "script" / "singularity.slurm").is_file()
+    assert (INSTALLED / "girder_worker_slurm" / "script" / "singularity.slurm").is_file()
     for package in PACKAGES:
-        folders = {path.parent for path in (REPOSITORY / package).rglob("*.py")}
+        folders = {path.parent for path in (INSTALLED / package).rglob("*.py")}
         assert all((folder / "__init__.py").is_file() for folder in folders)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import girder_worker_slurm
 from girder_worker_singularity.cli import cli as singularity_cli
 from girder_worker_slurm.cli import cli
 from girder_worker_slurm.settings import render_reference, render_sample, setting_fields
@@ -89,8 +90,8 @@ def test_every_command_that_is_mentioned_exists():
 
 def test_every_command_that_a_message_recommends_exists():
     mentioned = {
-        (str(path.relative_to(REPOSITORY)), name)
-        for path in (REPOSITORY / "girder_worker_slurm").rglob("*.py")
+        (path.name, name)
+        for path in Path(girder_worker_slurm.__file__).parent.rglob("*.py")
         for name in re.findall(r"(?:`|: |run )girder-slurm ([a-z][a-z-]*)", path.read_text(encoding="utf-8"))
     }
     assert {(path, name) for path, name in mentioned if name not in cli.commands} == set()

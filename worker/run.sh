@@ -18,5 +18,4 @@ if [ -z "${GIRDER_WORKER_SLURM_CONFIG:-}" ]; then
   done
 fi
 export GIRDER_WORKER_SLURM_CONFIG
-umask 077
 exec "$venv/bin/girder-slurm" worker "$@"

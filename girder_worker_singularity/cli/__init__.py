@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from girder_worker_singularity.cli.adopt_command import adopt_command
 from girder_worker_singularity.cli.answers import OneLineErrors
 from girder_worker_singularity.cli.inspect_command import inspect_command
 from girder_worker_singularity.cli.list_command import list_command
@@ -43,6 +44,7 @@ for command in (
     inspect_command,
     run_command,
     verify_command,
+    adopt_command,
     prune_command,
 ):
     cli.add_command(command)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from girder_worker_singularity.command_runner import CommandError
 from girder_worker_singularity.errors import ContainerError
+from girder_worker_singularity.terminal import visible_json, visible_lines
 
 #: The answer is no.
 NO = 1
@@ -25,7 +25,7 @@ class Refusal(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Prints the line."""
         start = f"{self.program}: " if self.program else ""
-        click.echo(f"{start}{self.format_message()}", err=file is None, file=file)
+        click.echo(visible_lines(f"{start}{self.format_message()}"), err=file is None, file=file)
 
 
 class Unclear(Refusal):
@@ -76,4 +76,4 @@ def in_one_line(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(visible_json(value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,6 @@ from girder_worker_singularity.errors import ImageReferenceInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from girder_worker_singularity.sif.prune import PruneReport
 
@@ -41,6 +42,21 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     metavar="FILE",
     help="Remove the SIFs of images that are not in this file: one image a line, `-` reads stdin.",
 )
+@click.option(
+    "--keep-girder",
+    "girders",
+    multiple=True,
+    metavar="URL",
+    help="Remove the SIFs of images that this Girder does not list (any more); may be repeated, where several"
+    " share a store, and be given with --keep-images.",
+)
+@click.option(
+    "--girder-key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File of mode 0600 with an API key of an administrator of these Girders. Without it GIRDER_API_KEY"
+    " or GIRDER_TOKEN of the environment.",
+)
 @click.option("--dry-run", is_flag=True, help="Remove nothing, say what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def prune_command(
@@ -48,13 +64,16 @@ def prune_command(
     unused_days: float | None,
     max_bytes: int | None,
     keep_images: Iterable[str] | None,
+    girders: tuple[str, ...],
+    girder_key_file: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Remove SIFs that nobody needs; the next job that wants such an image has its SIF made again.
 
     Never removed is one that was used within the last day (workers note every hour which SIFs their jobs run from),
-    and one that somebody put there by hand. A SIF that was used within the last seven days is only set aside: its space
+    and one that could not be made again: put there by hand, or made of an archive, a sandbox or an image of the Docker
+    engine that is gone. A SIF that was used within the last seven days is only set aside: its space
     is free a week later. What was replaced or left half made long ago goes too; without options, only that.
 
     \b
@@ -62,15 +81,20 @@ def prune_command(
       girder-singularity prune --unused-days 90
       girder-singularity prune --max-bytes 200G --dry-run
       girder-singularity prune --keep-images images.txt
+      girder-singularity prune --keep-girder https://girder.example.org --girder-key-file ~/.girder-key
     """  # noqa: D301 - click wants the character
     from girder_worker_singularity.cli.site import site_store  # noqa: PLC0415 - the help must come at once
     from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules, prune  # noqa: PLC0415
 
     site = site_store()
+    kept = None if keep_images is None else _canonical(keep_images)
+    if girders:
+        kept = (kept or frozenset()) | _listed(girders, girder_key_file)
     rules = PruneRules(
         unused_seconds=None if unused_days is None else unused_days * DAY_SECONDS,
         most_bytes=max_bytes,
-        keep_images=None if keep_images is None else _canonical(keep_images),
+        keep_images=kept,
+        archive_dir=site.archive_dir,
     )
     if rules.keep_images is not None and not _knows_any(site.root, rules.keep_images):
         msg = f"None of the images to keep is in {site.root}: that would remove all. Nothing is removed."
@@ -80,6 +104,32 @@ def prune_command(
         print_json(_as_json(report, dry_run=dry_run))
     else:
         _print(report, dry_run=dry_run)
+
+
+def _listed(girders: tuple[str, ...], key_file: Path | None) -> frozenset[str]:
+    from girder_worker_singularity.source.girder_images import (  # noqa: PLC0415
+        GirderAccount,
+        account_in,
+        girder_images,
+    )
+
+    if key_file is not None:
+        account = account_in(key_file)
+    else:
+        account = GirderAccount(os.environ.get("GIRDER_API_KEY", ""), os.environ.get("GIRDER_TOKEN", ""))
+    if not account.api_key and not account.token:
+        msg = (
+            "Girder is asked with an API key: give --girder-key-file, or set GIRDER_API_KEY or GIRDER_TOKEN."
+        )
+        raise Unclear(msg)
+    found: frozenset[str] = frozenset()
+    for url in girders:
+        images = girder_images(url, account)
+        if not images:
+            msg = f"{url} lists no images: that would remove all. Nothing is removed."
+            raise Unclear(msg)
+        found |= images
+    return found
 
 
 def _knows_any(root: Path, images: frozenset[str]) -> bool:
@@ -143,5 +193,5 @@ def _print(report: PruneReport, *, dry_run: bool) -> None:
     click.echo(f"{size_text(report.freed_bytes)} {verb}{later}; {size_text(report.left_bytes)} of SIFs left.")
     if report.over_bytes:
         click.echo(
-            f"That is {size_text(report.over_bytes)} more than wanted: the rest is in use, or was put there by hand."
+            f"That is {size_text(report.over_bytes)} more than wanted: the rest is in use, or could not be made again."
         )

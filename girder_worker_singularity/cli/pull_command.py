@@ -7,6 +7,7 @@ from typing import Any, get_args
 import click
 
 from girder_worker_singularity.cli.answers import NO, in_one_line, print_json
+from girder_worker_singularity.cli.ending import tidied_up
 from girder_worker_singularity.errors import ContainerError
 from girder_worker_singularity.sif.store import Policy
 
@@ -39,7 +40,7 @@ def pull_command(ctx: click.Context, *, images: tuple[str, ...], policy: Policy,
 
     store = site_store().store
     answers: list[dict[str, Any]] = []
-    with shown_progress(len(images)) as begin:
+    with tidied_up(), shown_progress(len(images)) as begin:
         for image in images:
             try:
                 sif = store.ensure(image, policy=policy, on_progress=begin(image))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from girder_worker_singularity.cli.answers import Refusal, Unclear
+from girder_worker_singularity.cli.ending import tidied_up
 
 if TYPE_CHECKING:
     from girder_worker_singularity.cli.site import SingularitySite
     from girder_worker_singularity.run.mounts import Mount
-    from girder_worker_singularity.sif.store import Sif
+    from girder_worker_singularity.sif.shelf import Sif
 
 _OVERLAY_SECONDS = 300.0
 
@@ -86,12 +86,12 @@ def run_command(
     from girder_worker_singularity.cli.site import site_store  # noqa: PLC0415
     from girder_worker_singularity.command_runner import run_in_foreground  # noqa: PLC0415
     from girder_worker_singularity.sif.use import take  # noqa: PLC0415
+    from girder_worker_singularity.tree import remove_tree  # noqa: PLC0415
 
     site = site_store()
-    wanted = _Wanted(
-        _mounts(mounts), _environment(variables), workdir, entrypoint, gpu=gpu, no_network=no_network
-    )
-    with shown_progress(1) as begin:
+    environment = _passed_on(_environment(variables))
+    wanted = _Wanted(_mounts(mounts), environment, workdir, entrypoint, gpu=gpu, no_network=no_network)
+    with tidied_up(), shown_progress(1) as begin:
         sif = site.store.ensure(image, on_progress=begin(image))
     if not take(sif.path, site.clock):
         msg = f"{sif.path} was removed a moment ago; try again."
@@ -104,7 +104,7 @@ def run_command(
     try:
         code = run_in_foreground(wanted.argv(site, sif, scratch, arguments))
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(scratch)
     ctx.exit(code if code >= 0 else 128 - code)
 
 
@@ -179,6 +179,17 @@ def _mounts(texts: tuple[str, ...]) -> tuple[Mount, ...]:
         source, colon, rest = text.partition(":")
         absolute.append(text if not colon or not source else f"{Path(source).absolute()}:{rest}")
     return tuple(mounts_from_docker_volumes(absolute))
+
+
+def _passed_on(environment: dict[str, str]) -> dict[str, str]:
+    from girder_worker_singularity.run.container import passable_environment  # noqa: PLC0415
+
+    passed, left_out = passable_environment(environment)
+    for name in left_out:
+        click.echo(
+            f"girder-singularity: Apptainer cannot hand the variable {name!r} over; it is left out.", err=True
+        )
+    return passed
 
 
 def _environment(pairs: tuple[str, ...]) -> dict[str, str]:

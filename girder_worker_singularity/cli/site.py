@@ -34,6 +34,7 @@ class SingularitySite:
     rules: Mapping[str, ImageRule] = field(default_factory=dict)
     gpu_kind: Literal["nv", "rocm", "none"] = "nv"
     overlay_mib: int = 600
+    archive_dir: Path | None = None
 
     @property
     def root(self) -> Path:
@@ -54,5 +55,12 @@ def site_store(environment: Mapping[str, str] | None = None) -> SingularitySite:
     store = make_store(section, section.sif_image_path.absolute(), runner, clock)
     rules = {pattern: parse_image_rule(words) for pattern, words in section.images.items()}
     return SingularitySite(
-        store, runner, clock, section.apptainer, rules, section.gpu_kind, section.overlay_mib
+        store,
+        runner,
+        clock,
+        section.apptainer,
+        rules,
+        section.gpu_kind,
+        section.overlay_mib,
+        section.archive_dir,
     )

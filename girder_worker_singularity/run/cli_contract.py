@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from girder_worker_singularity.sif.store import Sif
+    from girder_worker_singularity.sif.shelf import Sif
 
 DESCRIPTION_TYPES = ("xml", "json", "yaml")
 DEFAULT_TYPE = "xml"
@@ -84,10 +84,12 @@ def run_on_this_host(
     timeout_seconds: float = 300.0,
     apptainer: str = "apptainer",
     rule: ImageRule | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> CommandResult:
     """How the image ended with these arguments, run here and now without any of the host's files.
 
-    The site's `rule` for the image counts as for a job, with a tmpfs for what would be written to an overlay.
+    The site's `rule` for the image counts as for a job, with a tmpfs for what would be written to an overlay. Raises
+    CommandStopped soon after `should_stop` turned true; the container is ended.
     """
     rule = rule or ImageRule()
     spec = ContainerSpec(
@@ -106,7 +108,7 @@ def run_on_this_host(
         spec = replace(spec, environment_file=str(file))
     argv = container_argv(spec, apptainer=apptainer, arguments=arguments)
     try:
-        return runner.run(argv, timeout_seconds=timeout_seconds)
+        return runner.run(argv, timeout_seconds=timeout_seconds, should_stop=should_stop)
     except CommandNotFound as error:
         raise ProgramMissing(str(error)) from error
     except CommandTimeout as error:

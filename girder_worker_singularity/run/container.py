@@ -172,6 +172,20 @@ def container_environment(spec: ContainerSpec) -> dict[str, str]:
     return {**valid, **spec.environment}
 
 
+def passable_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The variables that Apptainer can hand to a container, and the names of the others.
+
+    A name such as `a.b`, which Docker takes, ends Apptainer or is dropped with a warning, however it is given; `HOME`
+    and the like it sets itself (seen: 1.4.5).
+    """
+    passed = {
+        name: value
+        for name, value in environment.items()
+        if _VARIABLE_NAME.fullmatch(name) and name not in _RESERVED
+    }
+    return passed, tuple(sorted(environment.keys() - passed.keys()))
+
+
 def environment_file_text(environment: Mapping[str, str]) -> str:
     """The text of an `--env-file` that sets exactly these variables, line breaks and quotes included.
 

@@ -52,7 +52,7 @@ def rule_for(rules: Mapping[str, ImageRule], image: str) -> ImageRule:
     A pattern fits if it fits the image as the task names it, the same without tag and digest, or the name in full
     (`docker.io/library/tool`): `*` stands for anything, `/` included.
     """
-    names = _spellings(image)
+    names = image_spellings(image)
     found = ImageRule()
     for pattern, rule in rules.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -61,7 +61,8 @@ def rule_for(rules: Mapping[str, ImageRule], image: str) -> ImageRule:
     return found
 
 
-def _spellings(image: str) -> tuple[str, ...]:
+def image_spellings(image: str) -> tuple[str, ...]:
+    """The names by which patterns may mean this image: as written, without tag, and both in full."""
     try:
         reference = parse_image_reference(image)
     except ImageReferenceInvalid:

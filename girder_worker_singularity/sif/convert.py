@@ -1,4 +1,4 @@
-"""One image → one SIF file, with Apptainer; Apptainer's failures become errors here and nowhere else.
+"""One image → one SIF file, with Apptainer.
 
 An image is converted with `apptainer build`; a SIF that lies in a registry or library is fetched with `apptainer pull`.
 """
@@ -6,15 +6,16 @@ An image is converted with `apptainer build`; a SIF that lies in a registry or l
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import shutil
 import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from girder_worker_singularity.clock import Clock, SystemClock
 from girder_worker_singularity.command_runner import (
     CommandNotFound,
     CommandRunner,
@@ -22,21 +23,21 @@ from girder_worker_singularity.command_runner import (
     CommandTimeout,
 )
 from girder_worker_singularity.errors import (
-    ContainerError,
     ConversionFailed,
     ConversionStopped,
     ConversionTimeout,
-    ImageNotFound,
     NotEnoughSpace,
     ProgramMissing,
-    RegistryRefused,
-    RegistryUnreachable,
     SignatureInvalid,
     StoreNotWritable,
 )
 from girder_worker_singularity.lease import Holder, read_holder, write_holder
+from girder_worker_singularity.sif.conversion_errors import conversion_error, shown
+from girder_worker_singularity.sif.growth import Growth, Places
 from girder_worker_singularity.source.credentials import ACCOUNT_VARIABLES, authfile_text, without_secrets
-from girder_worker_singularity.source.origin import REMOTE, Origin
+from girder_worker_singularity.source.library import is_plain, library_server, remote_file_text
+from girder_worker_singularity.source.origin import REMOTE, ExpectedBytes, Origin
+from girder_worker_singularity.tree import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,14 +46,15 @@ if TYPE_CHECKING:
     from girder_worker_singularity.source.credentials import Credentials
 
 BUILD_DIRECTORY_PREFIX = "girder-sif-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _OWNER_FILE = "owner.json"
 _AUTH_FILE = "auth.json"
+_REMOTE_DIRECTORY = "remote"
 _VERSION = re.compile(r"^(apptainer|singularity|singularity-ce)\s+version\s+(\d+)\.(\d+)", re.IGNORECASE)
 _VERSION_TIMEOUT_SECONDS = 60.0
 _VERIFY_TIMEOUT_SECONDS = 1800.0  # it reads the whole file
 _ALIASES = ("JARVICE_DOCKER_USERNAME", "JARVICE_DOCKER_PASSWORD")
 """Of the worker's own settings; no program needs them."""
-_LAST_LINES = 12
 # Level 3: 202 s instead of gzip's 579 s for a 1.5 GB image, at the same size.
 _FAST_COMPRESSION = "-comp zstd -Xcompression-level 3"
 _COMPRESSION_REFUSED = re.compile(
@@ -77,6 +79,8 @@ class ConvertOptions:
     """Compress with zstd; by default where Apptainer's version allows to ask for it (1.4)."""
     ask_version: bool = True
     """Ask for that version first; else zstd is tried and, where it is refused, done without."""
+    library: str = ""
+    """URL of the library that `library://` means where it names no host; empty for the user's own `apptainer remote`."""
     authfile: Path | None = None
     """Credentials as Docker writes them (config.json), for registries that have no other."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -101,10 +105,14 @@ def convert(
     account: Account | None = None,
     on_progress: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    expected: Callable[[], ExpectedBytes | None] | None = None,
+    is_elsewhere: bool = False,
+    clock: Clock | None = None,
 ) -> None:
     """Make a SIF of the image at `destination_tmp`; nothing is left there after an error.
 
-    The credentials reach Apptainer in a file of mode 0600 that goes with the build directory.
+    The credentials reach Apptainer in a file of mode 0600 that goes with the build directory. Of a runner that
+    `is_elsewhere` only the growing SIF is seen.
     """
     zstd = options.mksquashfs_zstd
     if zstd is None:
@@ -119,7 +127,10 @@ def convert(
         options,
         account or Account(),
         on_progress or _ignore,
-        should_stop,
+        should_stop or _never,
+        expected or _unknown,
+        is_elsewhere,
+        clock or SystemClock(),
     )
     try:
         one.run(zstd=zstd)
@@ -147,8 +158,10 @@ def build_argv(
         authfile = authfile or options.authfile
         if authfile is not None:
             argv += ["--authfile", str(authfile)]
-        if origin.registry.lower() in {one.lower() for one in options.plain_http_registries}:
+        if is_plain(origin.registry, options.plain_http_registries):
             argv.append("--no-https")
+    if origin.source == "library" and options.library and not origin.registry:
+        argv += ["--library", options.library]
     return (*argv, str(destination), origin.uri)
 
 
@@ -170,54 +183,6 @@ def supports_zstd(version_text: str) -> bool:
     return match is not None and match[1].lower() == "apptainer" and (int(match[2]), int(match[3])) >= (1, 4)
 
 
-def conversion_error(reference: ImageReference, output: str, *, registry: str = "") -> ContainerError:
-    """What Apptainer's output says went wrong with this registry, or the one the reference names. Pure."""
-    registry = registry or reference.canonical_registry
-    # What the image is called must not be taken for what went wrong.
-    said = output.replace(reference.canonical_repository, "").replace(reference.repository, "")
-    for pattern, kind, what in _FAILURES:
-        if pattern.search(said):
-            return kind(f"{what.format(image=reference, registry=registry)} {_shown(output)}")
-    return ConversionFailed(f"Apptainer could not convert {reference}. {_shown(output)}")
-
-
-# In this order: the first that matches decides. The texts are in tests/recorded/apptainer-*.
-_FAILURES: tuple[tuple[re.Pattern[str], type[ContainerError], str], ...] = (
-    (
-        re.compile(
-            r"no space left on device|disk quota exceeded|Write failed because No space", re.IGNORECASE
-        ),
-        NotEnoughSpace,
-        "There is not enough space to convert {image}.",
-    ),
-    (
-        re.compile(
-            r"UNAUTHORIZED|DENIED|unauthorized|authentication required|\b40[13] (?:Forbidden|Unauthorized)"
-        ),
-        RegistryRefused,
-        "The registry {registry} does not give {image} to this worker.",
-    ),
-    (
-        re.compile(
-            r"MANIFEST_UNKNOWN|NAME_UNKNOWN|manifest unknown|name unknown|\b404 Not Found|No such image",
-            re.IGNORECASE,
-        ),
-        ImageNotFound,
-        "The registry {registry} does not have the image {image}.",
-    ),
-    (
-        re.compile(
-            r"connection refused|connection reset|no such host|i/o timeout|deadline exceeded|TLS handshake|"
-            r"network is unreachable|no route to host|x509:|server gave HTTP response to HTTPS client|unexpected EOF|"
-            r"TOOMANYREQUESTS|\b(?:429|50[0234]) [A-Z]|proxyconnect|temporary failure in name resolution",
-            re.IGNORECASE,
-        ),
-        RegistryUnreachable,
-        "The registry {registry} could not be reached for {image}.",
-    ),
-)
-
-
 def remove_dead_builds(options: ConvertOptions) -> None:
     """Remove what a converter left that was killed in the middle, and end the Apptainer it left running."""
     parent = options.tmp_dir or Path(tempfile.gettempdir())
@@ -228,7 +193,7 @@ def remove_dead_builds(options: ConvertOptions) -> None:
             owner = read_holder(build_dir / _OWNER_FILE)
             if owner is not None and owner.is_gone():
                 _end_processes_that_work_in(build_dir)
-                _remove_tree(build_dir)
+                remove_tree(build_dir)
 
 
 def _end_processes_that_work_in(build_dir: Path) -> None:
@@ -248,7 +213,10 @@ class _Conversion:
     options: ConvertOptions
     account: Account
     on_progress: Callable[[str], None]
-    should_stop: Callable[[], bool] | None
+    should_stop: Callable[[], bool]
+    expected: Callable[[], ExpectedBytes | None]
+    is_elsewhere: bool
+    clock: Clock
 
     def run(self, *, zstd: bool) -> None:
         """Makes the SIF in a build directory of its own."""
@@ -256,18 +224,20 @@ class _Conversion:
         build_dir = _new_build_dir(options)
         try:
             authfile = self._write_authfile(build_dir)
+            growth = self._growth(build_dir)
+            remote = self._write_remote_file(build_dir)
             result = self.runner.stream(
                 build_argv(self.origin, destination_tmp, options=options, zstd=zstd, authfile=authfile),
                 timeout_seconds=options.timeout_seconds,
-                on_line=lambda line: self.on_progress(self._clean(line)),
-                env=self._environment(build_dir),
-                should_stop=self.should_stop,
+                on_line=lambda line: self._hear(line, growth),
+                env={**self._environment(build_dir), **remote},
+                should_stop=lambda: self._looks_stopped(growth),
             )
         except CommandTimeout as error:
             _discard(destination_tmp)
             raise ConversionTimeout(
                 f"Converting {self.reference} took more than {options.timeout_seconds:g} s. "
-                f"{_shown(self._clean(error.stdout))}"
+                f"{shown(self._clean(error.stdout))}"
             ) from None  # which holds all of the output
         except CommandStopped:
             _discard(destination_tmp)
@@ -278,21 +248,45 @@ class _Conversion:
             _discard(destination_tmp)
             raise
         finally:
-            _remove_tree(build_dir)
+            remove_tree(build_dir)
         if result.returncode != 0 or not _has_content(destination_tmp):
             _discard(destination_tmp)
-            raise conversion_error(self.reference, self._clean(result.stdout), registry=self.origin.registry)
+            registry = self.origin.registry or self._library_server
+            raise conversion_error(self.reference, self._clean(result.stdout), registry=registry)
+
+    def _growth(self, build_dir: Path) -> Growth:
+        places = Places(
+            self.destination_tmp, None if self.is_elsewhere else build_dir, self.options.cache_dir
+        )
+        return Growth(places, self.on_progress, self.clock, expected=self.expected)
+
+    def _hear(self, line: str, growth: Growth) -> None:
+        growth.hear(line)
+        self.on_progress(self._clean(line))
+
+    def _looks_stopped(self, growth: Growth) -> bool:
+        # Runners ask this several times a second: a clock for looks at the files that needs no thread.
+        growth.look()
+        return self.should_stop()
 
     def _write_authfile(self, build_dir: Path) -> Path | None:
         if self.account.credentials is None:
             return None
         path = build_dir / _AUTH_FILE
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(authfile_text(self.origin.registry, self.account.credentials))
-        except OSError as error:
-            raise StoreNotWritable(f"{path} cannot be written: {error.strerror}.") from error
+        _write_private(path, authfile_text(self.origin.registry, self.account.credentials))
         return path
+
+    def _write_remote_file(self, build_dir: Path) -> dict[str, str]:
+        """What the environment must say so that Apptainer speaks to this library."""
+        if not self._library_server:
+            return {}
+        directory = build_dir / _REMOTE_DIRECTORY
+        _write_private(directory / "remote.yaml", remote_file_text(self._library_server))
+        return {"APPTAINER_CONFIGDIR": str(directory)}
+
+    @property
+    def _library_server(self) -> str:
+        return library_server(self.origin, self.options.library, self.options.plain_http_registries)
 
     def _environment(self, build_dir: Path) -> dict[str, str]:
         environment = {**os.environ, **build_environment(self.options, build_dir)}
@@ -324,7 +318,7 @@ def verify_signature(
         raise ConversionTimeout(str(error)) from error
     if result.returncode != 0:
         raise SignatureInvalid(
-            f"The signature of the SIF of {reference} is not accepted. {_shown(result.stdout + result.stderr)}"
+            f"The signature of the SIF of {reference} is not accepted. {shown(result.stdout + result.stderr)}"
         )
 
 
@@ -352,23 +346,30 @@ def _new_build_dir(options: ConvertOptions) -> Path:
         if options.cache_dir is not None:
             options.cache_dir.mkdir(parents=True, exist_ok=True)
         build_dir = Path(tempfile.mkdtemp(prefix=BUILD_DIRECTORY_PREFIX, dir=options.tmp_dir))
-        write_holder(build_dir / _OWNER_FILE, Holder.this_process("SIF converter"))
+        try:
+            write_holder(build_dir / _OWNER_FILE, Holder.this_process("SIF converter"))
+        except OSError:
+            remove_tree(build_dir)
+            raise
     except OSError as error:
+        parent = options.tmp_dir or tempfile.gettempdir()
+        if error.errno in FULL:
+            raise NotEnoughSpace(f"Images cannot be unpacked in {parent}: {error.strerror}.") from error
         raise StoreNotWritable(
-            f"Images cannot be unpacked in {options.tmp_dir or tempfile.gettempdir()}: {error.strerror}.",
+            f"Images cannot be unpacked in {parent}: {error.strerror}.",
             remedy="Set the build directory to one on a local disk that the worker's user may write to.",
         ) from error
     return build_dir
 
 
-def _remove_tree(directory: Path) -> None:
-    # Images hold directories without write permission for their owner.
-    for parent, names, _files in os.walk(directory):
-        for name in names:
-            child = Path(parent, name)
-            if not child.is_symlink():
-                child.chmod(0o700)
-    shutil.rmtree(directory, ignore_errors=True)
+def _write_private(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+    except OSError as error:
+        kind = NotEnoughSpace if error.errno in FULL else StoreNotWritable
+        raise kind(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _has_content(path: Path) -> bool:
@@ -388,11 +389,9 @@ def _ignore(_line: str) -> None:
     pass
 
 
-def _shown(output: str) -> str:
-    """Apptainer's last lines, of a text without secrets."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
-    wanted = [line for line in lines if line.startswith(("FATAL", "ERROR", "WARNING"))] or lines
-    if not wanted:
-        return "Apptainer said nothing."
-    text = "\n".join(wanted[-_LAST_LINES:])
-    return f'Apptainer said: "{text}".'
+def _unknown() -> ExpectedBytes | None:
+    return None
+
+
+def _never() -> bool:
+    return False

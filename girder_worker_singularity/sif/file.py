@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from girder_worker_singularity.errors import SifDamaged
+from girder_worker_singularity.errors import SifDamaged, SifUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +94,7 @@ class _Descriptor(NamedTuple):
 
 
 def read_sif(path: Path) -> SifContents:
-    """What the SIF says about itself; SifDamaged if the file is not a whole SIF.
+    """What the SIF says about itself; SifDamaged if the file is not a whole SIF, SifUnsupported if it is an OCI-SIF.
 
     Checks that header, table and every object lie inside the file, not the objects' contents. Raises
     FileNotFoundError if there is no file.
@@ -182,10 +182,7 @@ def _check_partition(file: BinaryIO, path: Path, descriptors: list[_Descriptor])
                 _check_squashfs(file, path, descriptor)
             return
     if any(descriptor.data_type == _OCI_ROOT_INDEX for descriptor in descriptors):
-        raise SifDamaged(
-            f"{path} is an OCI-SIF of SingularityCE, which Apptainer cannot run.",
-            remedy="Replace it with a SIF made by `apptainer build`, or remove it to have one made.",
-        )
+        raise SifUnsupported(f"{path} is an OCI-SIF of SingularityCE, which Apptainer cannot run.")
     raise SifDamaged(f"{path} is damaged: it holds no system partition.")
 
 

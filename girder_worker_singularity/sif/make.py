@@ -16,6 +16,7 @@ from girder_worker_singularity.errors import (
 from girder_worker_singularity.sif.convert import Account, ConvertOptions, convert, verify_signature
 from girder_worker_singularity.sif.file import read_sif
 from girder_worker_singularity.sif.note import SifNote
+from girder_worker_singularity.source.local_files import PLACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 #: No other place would help.
 _FINAL = (ConversionStopped, NotEnoughSpace, ProgramMissing, SignatureInvalid, StoreNotWritable)
-#: An administrator put it there to be used: what is wrong with it must not be hidden by what a registry says.
-_PLACED = frozenset({"sandbox", "docker-archive", "oci-archive", "oci"})
 _SPOKEN = {"docker-daemon": "the Docker engine", "docker": "the registry", "oras": "the registry"}
 
 
@@ -66,7 +65,8 @@ class SifMaker:
             except _FINAL:
                 raise
             except ContainerError as error:
-                if origin.source in _PLACED:
+                if origin.source in PLACED:
+                    # Put there to be used: what is wrong with it must not be hidden by what a registry says.
                     raise
                 failure = error
                 tell(f"Not taken from {_SPOKEN.get(origin.source, origin.uri)}: {error.what}")
@@ -96,17 +96,21 @@ class SifMaker:
         should_stop: Callable[[], bool] | None,
     ) -> SifNote:
         credentials = self._sources.credentials(origin)
+        # Only this host has its Docker engine.
+        runner = self._runner if origin.source == "docker-daemon" else self._build_runner
+        is_elsewhere = runner is not self._runner
         tell(f"{'Fetching the SIF of' if origin.holds_sif else 'Converting'} {reference} ...")
         convert(
             reference,
             temporary,
             origin=origin,
-            # Only this host has its Docker engine.
-            runner=self._runner if origin.source == "docker-daemon" else self._build_runner,
+            runner=runner,
             options=self._options,
             account=Account(credentials, self._sources.secret_words(credentials)),
             on_progress=tell,
             should_stop=should_stop,
+            expected=None if is_elsewhere else self._sources.expected_bytes(origin, credentials),
+            is_elsewhere=is_elsewhere,
         )
         verified = ""
         if origin.holds_sif and self._verify_signatures:

@@ -33,6 +33,10 @@ class SifNote:
     converted_at: float = 0.0
     verified: str = ""
     """The identity of the file whose signature was accepted."""
+    sha256: str = ""
+    """The checksum of the file as it was made."""
+    modified: int = 0
+    """The file's time of modification then, in seconds since the epoch."""
 
 
 def note_path(path: Path) -> Path:
@@ -56,6 +60,8 @@ def read_note(path: Path) -> SifNote | None:
         reference=str(values.get("reference", "")),
         converted_at=_seconds(values.get("converted_at")),
         verified=str(values.get("verified", "")),
+        sha256=str(values.get("sha256", "")),
+        modified=int(_seconds(values.get("modified"))),
     )
 
 

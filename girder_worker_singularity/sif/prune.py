@@ -1,7 +1,8 @@
 """Which SIFs may go, and their going.
 
 `choose` decides and touches nothing; `prune` acts, and looks again before each removal: a job may have come
-meanwhile. What cannot be made again, because somebody put it there by hand, is never removed.
+meanwhile. What cannot be made again is never removed: somebody put it there by hand, or that of which it was made,
+an archive say, is gone.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import contextlib
 import logging
 import os
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.lease import Holder, Lease, LeaseHeld
 from girder_worker_singularity.sif.inventory import StoredSif, inventory, look_at
 from girder_worker_singularity.sif.note import note_path
-from girder_worker_singularity.sif.store import LEASES
+from girder_worker_singularity.sif.shelf import LEASES
 from girder_worker_singularity.sif.use import IN_USE_SECONDS, last_used, stamp_path
+from girder_worker_singularity.source.docker_engine import engine_image
+from girder_worker_singularity.source.local_files import is_still_placed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.source.image_sources import AskEngine
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class PruneRules:
     """The least recently used ones, until all SIFs together are not larger than this."""
     keep_images: frozenset[str] | None = None
     """SIFs of other images than these (canonical references)."""
+    archive_dir: Path | None = None
+    """Where archives must still be of which SIFs were made, so that these may go."""
     keep_replaced_seconds: float = 7 * DAY_SECONDS
     """How long a file that jobs may still run from stays on the disk under another name."""
 
@@ -127,12 +133,21 @@ def is_among(sif: StoredSif, images: frozenset[str]) -> bool:
     return sif.reference.canonical in images or by_digest in images
 
 
-def prune(root: Path, rules: PruneRules, clock: Clock, *, dry_run: bool = False) -> PruneReport:
+def prune(
+    root: Path,
+    rules: PruneRules,
+    clock: Clock,
+    *,
+    dry_run: bool = False,
+    ask_engine: AskEngine = engine_image,
+) -> PruneReport:
     """Removes what may go from the store in this directory, and says what it did; with `dry_run` what it would do.
 
     Raises OSError if the store cannot be written to.
     """
     sifs = inventory(root)
+    if rules.removes_sifs:
+        sifs = [_with_its_origin(sif, root, rules, ask_engine) for sif in sifs]
     tally = _Tally()
     _remove_leftovers(root, rules, clock, tally, dry_run=dry_run)
     for removal in choose(sifs, rules, clock.now()) if rules.removes_sifs else ():
@@ -151,6 +166,16 @@ def prune(root: Path, rules: PruneRules, clock: Clock, *, dry_run: bool = False)
         left_bytes=left,
         over_bytes=max(0, left - rules.most_bytes) if rules.most_bytes is not None else 0,
     )
+
+
+def _with_its_origin(sif: StoredSif, root: Path, rules: PruneRules, ask_engine: AskEngine) -> StoredSif:
+    """The SIF, which cannot be made again if that is gone of which it was made."""
+    if not sif.can_be_made_again:
+        return sif
+    is_there = is_still_placed(sif.source, sif.reference, store=root, archive_dir=rules.archive_dir)
+    if sif.source == "docker-daemon" and sif.digest is None:  # with a digest, a registry has it
+        is_there = sif.reference is not None and ask_engine(sif.reference) is not None
+    return sif if is_there else replace(sif, can_be_made_again=False)
 
 
 def _remove(root: Path, removal: Removal, clock: Clock) -> str:
@@ -205,6 +230,8 @@ def _remove_leftovers(root: Path, rules: PruneRules, clock: Clock, tally: _Tally
     for pattern, keep_seconds in (
         (".old-*~*.sif", rules.keep_replaced_seconds),
         (".tmp-*~*", _LEFTOVER_SECONDS),
+        (f"{LEASES}/.*.holder-*", _LEFTOVER_SECONDS),  # those of living holders are written every few seconds
+        (f"{LEASES}/.*.broken-*", _LEFTOVER_SECONDS),
     ):
         for path in sorted(root.glob(pattern)):
             with contextlib.suppress(FileNotFoundError):

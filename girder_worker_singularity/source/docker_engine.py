@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _TIMEOUT_SECONDS = 5
+_WITH_PLAIN_LAYERS = frozenset({"overlay2", "vfs"})
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class EngineImage:
     """Differs between any two contents, as long as the same engine is asked."""
     digest: str | None
     """As a registry knows it, if it came from one."""
+    saved_bytes: int | None = None
+    """Roughly what `docker save` makes of it; None if that is not known."""
 
 
 def engine_image(
@@ -41,7 +44,9 @@ def engine_image(
         client = docker.from_env(timeout=_TIMEOUT_SECONDS, environment=dict(environment))
         try:
             image = client.images.get(str(reference))
-            return EngineImage(str(image.id), _repository_digest(reference, image.attrs))
+            return EngineImage(
+                str(image.id), _repository_digest(reference, image.attrs), _saved_bytes(image.attrs)
+            )
         finally:
             client.close()
     except (docker.errors.DockerException, OSError, ValueError):
@@ -57,6 +62,12 @@ def _has_engine(environment: Mapping[str, str]) -> bool:
         return stat.S_ISSOCK(socket.stat().st_mode) and os.access(socket, os.R_OK | os.W_OK)
     except OSError:
         return False
+
+
+def _saved_bytes(attributes: Mapping[str, Any]) -> int | None:
+    # Engines that keep images with containerd save compressed layers, of a size that they do not tell.
+    driver, size = (attributes.get("GraphDriver") or {}).get("Name"), attributes.get("Size")
+    return size if driver in _WITH_PLAIN_LAYERS and isinstance(size, int) and size > 0 else None
 
 
 def _repository_digest(reference: ImageReference, attributes: Mapping[str, Any]) -> str | None:

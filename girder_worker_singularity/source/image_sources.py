@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from girder_worker_singularity.image.pull_names import PullNames
+from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.source.credentials import CredentialOptions, Credentials, Keyring
 from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
 from girder_worker_singularity.source.local_files import archive_origin, sandbox_origin
-from girder_worker_singularity.source.origin import REMOTE, Origin
+from girder_worker_singularity.source.origin import REMOTE, ExpectedBytes, Origin
 from girder_worker_singularity.source.proxies import Proxies
 from girder_worker_singularity.source.registry_digest import registry_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from girder_worker_singularity.command_runner import CommandRunner
@@ -52,6 +54,20 @@ class AskRegistry(Protocol):
         """The digest, or None if it is not known."""
 
 
+class AskLayers(Protocol):
+    """How large the parts of an image in a registry are, see `registry_layers`."""
+
+    def __call__(
+        self,
+        reference: ImageReference,
+        *,
+        plain_http_registries: tuple[str, ...],
+        credentials: Credentials | None,
+        proxies: Proxies,
+    ) -> Mapping[str, int] | None:
+        """Digest → bytes, or None if it is not known."""
+
+
 class AskEngine(Protocol):
     """Whether the Docker engine of this host has an image, see `engine_image`."""
 
@@ -71,6 +87,7 @@ class ImageSources:
         plain_http_registries: tuple[str, ...] = (),
         ask_registry: AskRegistry = registry_digest,
         ask_engine: AskEngine = engine_image,
+        ask_layers: AskLayers | None = None,
     ) -> None:
         self._store = store
         self._options = options
@@ -78,6 +95,7 @@ class ImageSources:
         self._keyring = Keyring(options.credentials, runner)
         self._ask_registry = ask_registry
         self._ask_engine = ask_engine
+        self._ask_layers = ask_layers
 
     def origins(self, reference: ImageReference) -> Iterator[Origin]:
         """Where the image can be had, best first; a place is only asked when its turn comes.
@@ -110,6 +128,33 @@ class ImageSources:
         own = credentials.secret_words if credentials is not None else ()
         return (*own, *self._options.proxies.completed(os.environ).secret_words)
 
+    def expected_bytes(
+        self, origin: Origin, credentials: Credentials | None
+    ) -> Callable[[], ExpectedBytes | None]:
+        """A function that tells what is known by then of the image's size; a registry is asked meanwhile."""
+        if self._ask_layers is None or origin.source not in ("docker", "oras"):
+            known = ExpectedBytes(total=origin.size_bytes)
+            return lambda: known
+        answers: list[ExpectedBytes] = []
+        ask, reference = self._ask_layers, parse_image_reference(origin.uri.removeprefix("docker://"))
+
+        def look() -> None:
+            parts = ask(
+                reference,
+                plain_http_registries=self._plain_http_registries,
+                credentials=credentials,
+                proxies=self._proxies(),
+            )
+            if parts:
+                answers.append(ExpectedBytes(parts))
+
+        threading.Thread(target=look, name="gw-registry", daemon=True).start()
+        return lambda: answers[0] if answers else None
+
+    def _proxies(self) -> Proxies:
+        proxies = self._options.proxies
+        return proxies.completed(os.environ) if proxies.environment else proxies
+
     def _archive(self, reference: ImageReference) -> Origin | None:
         directory = self._options.archive_dir
         return archive_origin(directory, reference) if directory is not None else None
@@ -121,19 +166,20 @@ class ImageSources:
         # The engine knows images by the names they were given there, and wants a tag.
         tag = "" if reference.tag or reference.digest else ":latest"
         uri = f"docker-daemon:{reference}{tag}"
-        return Origin("docker-daemon", uri, digest=image.digest, stamp=image.image_id)
+        return Origin(
+            "docker-daemon", uri, digest=image.digest, stamp=image.image_id, size_bytes=image.saved_bytes
+        )
 
     def _registry(self, reference: ImageReference) -> Origin:
         pulled = self._options.names.pulled(reference)
         registry = pulled.canonical_registry
         if pulled.scheme == "library":
             return Origin("library", pulled.uri, registry)
-        proxies = self._options.proxies
         digest = self._ask_registry(
             pulled,
             plain_http_registries=self._plain_http_registries,
             credentials=self._keyring.find(registry),
-            proxies=proxies.completed(os.environ) if proxies.environment else proxies,
+            proxies=self._proxies(),
         )
         if digest is None:
             return Origin(pulled.scheme, pulled.uri, registry)

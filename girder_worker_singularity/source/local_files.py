@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from girder_worker_singularity.image.reference import ImageReference
 
+PLACED = frozenset({"sandbox", "docker-archive", "oci-archive", "oci"})
+"""Sources that an administrator placed as a file or directory."""
 _REF_NAME = "org.opencontainers.image.ref.name"
 _MOST_INDEX_BYTES = 4 * 1024 * 1024
 
@@ -53,6 +55,23 @@ def sandbox_origin(store: Path, reference: ImageReference) -> Origin | None:
     return Origin("sandbox", str(sandbox), stamp=f"sandbox {sandbox.stat().st_mtime_ns}")
 
 
+def is_still_placed(
+    source: str, reference: ImageReference | None, *, store: Path, archive_dir: Path | None
+) -> bool:
+    """Whether the file or directory is still there of which a SIF was made; True for SIFs that were made of none."""
+    if source not in PLACED:
+        return True
+    if reference is None:
+        return False
+    if source == "sandbox":
+        return (store / reference.sif_stem).is_dir()
+    if archive_dir is None:
+        return False
+    if source == "oci":
+        return (archive_dir / reference.sif_stem / "oci-layout").is_file()
+    return (archive_dir / f"{reference.sif_stem}.tar").is_file()
+
+
 def _from_archive(archive: Path, reference: ImageReference) -> Origin:
     status = archive.stat()
     stamp = f"archive {status.st_size} {status.st_mtime_ns}"
@@ -77,7 +96,10 @@ def _from_archive(archive: Path, reference: ImageReference) -> Origin:
             remedy="Apptainer takes archives of one image: unpack it, and place it as an OCI layout.",
         )
     digest = _chosen(manifests, archive, reference)
-    return Origin("oci-archive", f"oci-archive:{archive}", digest=digest, stamp=stamp)
+    # Its layers are copied as they are, those of a Docker archive are compressed on the way.
+    return Origin(
+        "oci-archive", f"oci-archive:{archive}", digest=digest, stamp=stamp, size_bytes=status.st_size
+    )
 
 
 def _checked_index(content: bytes, where: Path) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ import sys
 from typing import Any
 
 from celery import bootsteps
+from celery.signals import after_setup_logger, after_setup_task_logger
 from girder_worker.app import app
 
+from girder_worker_slurm.celery_worker.log_lines import show_lines_as_they_are
 from girder_worker_slurm.celery_worker.takeover import replace_is_revoked, take_over
 
 logger = logging.getLogger(__name__)
@@ -90,5 +92,7 @@ if "GIRDER_WORKER_SLURM_ENABLED" in os.environ:
     # prints itself come once.
     app.conf.worker_redirect_stdouts = False
     logging.getLogger("girder_worker").propagate = False
+    after_setup_logger.connect(show_lines_as_they_are)
+    after_setup_task_logger.connect(show_lines_as_they_are)
 app.steps["worker"].add(SlurmWorkerStep)
 app.steps["consumer"].add(SlurmConsumerStep)

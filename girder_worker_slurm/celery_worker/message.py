@@ -7,14 +7,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from girder_worker_slurm.celery_worker.admitted_objects import STOCK_CLASSES
+from girder_worker_slurm.celery_worker.object_decoder import decode_text, decode_value
 from girder_worker_slurm.errors import MessageUndecodable
 from girder_worker_slurm.job.state import GirderJob
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 #: Set by `girder-slurm requeue`: run the task although its Girder job has ended with ERROR.
 REQUEUED_HEADER = "girder_slurm_requeued"
+#: Of JSON, and of the JSON that Girder Worker makes with jsonpickle.
+_CONTENT_TYPE = "application/json"
 
 
 @dataclass(frozen=True)
@@ -94,35 +98,22 @@ def girder_job_of(stored: Mapping[str, Any], api_url: str = "") -> GirderJob | N
     return GirderJob(url, str(sent.get("Girder-Token", "")) if isinstance(sent, dict) else "")
 
 
-def decode(stored: Mapping[str, Any], app: Any) -> DecodedTask:
-    """The objects of a stored message; raises MessageUndecodable naming what is missing here."""
+def decode(stored: Mapping[str, Any], admitted: Collection[str] = STOCK_CLASSES) -> DecodedTask:
+    """The objects of a stored message; raises MessageUndecodable naming what is missing, or not admitted, here."""
     from celery.app.task import Context  # noqa: PLC0415 - the command line must not load Celery
-    from kombu.serialization import loads, prepare_accept_content  # noqa: PLC0415
 
+    headers = dict(stored["headers"])
     try:
-        payload = loads(
-            body_bytes(stored),
-            stored["content_type"],
-            stored["content_encoding"],
-            accept=prepare_accept_content(app.conf.accept_content),
-        )
-        args, kwargs, embed = _parts(payload)
-        headers = dict(stored["headers"])
-        hooks = _hooks(headers.get("girder_result_hooks"))
-    except MessageUndecodable:
-        raise
+        args, kwargs, embed = _parts(_payload(stored, admitted))
+        # Each by itself, as Girder Worker has made them.
+        hooks = tuple(decode_value(hook, admitted) for hook in headers.get("girder_result_hooks") or ())
+    except MessageUndecodable as error:
+        msg = f"{error} `girder-slurm requeue {stored['task_id']}` runs it again."
+        raise MessageUndecodable(msg) from error
     except Exception as error:
+        # An admitted class of the site's own, or its module, may raise anything.
         msg = f"The task message cannot be decoded: {type(error).__name__}: {error}."
         raise MessageUndecodable(msg) from error
-    for value in (*_walk(args), *_walk(kwargs), *_walk(hooks)):
-        if isinstance(value, dict) and "py/object" in value:
-            # jsonpickle leaves an object as it is when its class cannot be imported.
-            package = str(value["py/object"]).split(".", 1)[0].replace("_", "-")
-            msg = (
-                f"The task uses {value['py/object']}, which is not installed in this worker: install `{package}` in"
-                f" its environment and run `girder-slurm requeue {stored['task_id']}`."
-            )
-            raise MessageUndecodable(msg)
     properties = stored["properties"]
     context = Context(
         {
@@ -142,13 +133,21 @@ def decode(stored: Mapping[str, Any], app: Any) -> DecodedTask:
     return DecodedTask(tuple(args), kwargs, embed, context, hooks)
 
 
+def _payload(stored: Mapping[str, Any], admitted: Collection[str]) -> Any:
+    if stored["content_type"] != _CONTENT_TYPE:
+        msg = f"The task message is {stored['content_type']}; only {_CONTENT_TYPE} is read here."
+        raise MessageUndecodable(msg)
+    return decode_text(body_bytes(stored), admitted)
+
+
 def _version_one(message: Any) -> Mapping[str, Any]:
     """The fields of a message of Celery's first protocol, which has them in the body."""
     if "task" in (message.headers or {}):
         return {}
     try:
-        payload = message.payload
-    except Exception:  # noqa: BLE001 - whatever a broken body raises, it is a broken body
+        # As plain JSON: its names are wanted, and no object.
+        payload = json.loads(bytes(message.body) if isinstance(message.body, memoryview) else message.body)
+    except (ValueError, TypeError, RecursionError):
         return {}
     return payload if isinstance(payload, dict) else {}
 
@@ -163,26 +162,3 @@ def _parts(payload: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     except (TypeError, ValueError) as error:
         msg = "The task message has not the form of a Celery task."
         raise MessageUndecodable(msg) from error
-
-
-def _hooks(flattened: Any) -> tuple[Any, ...]:
-    """Result hooks as objects; each restored once, since restoring twice loses them."""
-    if not flattened:
-        return ()
-    import jsonpickle  # noqa: PLC0415
-
-    return tuple(jsonpickle.unpickler.Unpickler().restore(hook) for hook in flattened)
-
-
-def _walk(value: Any) -> list[Any]:
-    """All dicts in nested lists, tuples and dicts."""
-    found: list[Any] = []
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            found.append(item)
-            pending.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            pending.extend(item)
-    return found

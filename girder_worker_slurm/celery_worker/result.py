@@ -27,8 +27,6 @@ def linked_id(task_id: str, kind: str, index: int) -> str:
 
 def send_success(app: Any, task: Any, task_id: str, decoded: DecodedTask, value: Any) -> None:
     """Sends links and chain, then the result, in the order of Celery's own worker."""
-    from celery.app.task import get_actual_ignore_result  # noqa: PLC0415
-
     context = decoded.context
     root = context.root_id or task_id
     with _Current(task, context):
@@ -39,22 +37,27 @@ def send_success(app: Any, task: Any, task_id: str, decoded: DecodedTask, value:
             following = chain.pop()
             _send(app, following, value, linked_id(task_id, "chain", 0), task_id, root, chain=chain)
         task.backend.mark_as_done(
-            task_id, value, request=context, store_result=not get_actual_ignore_result(task, context)
+            task_id, value, request=context, store_result=not _ignores_result(task, context)
         )
 
 
 def send_failure(app: Any, task: Any, task_id: str, decoded: DecodedTask, error: Exception) -> None:
     """Sends errbacks and the failure."""
-    from celery.app.task import get_actual_ignore_result  # noqa: PLC0415
-
     context = decoded.context
     context.errbacks = [
         _with_id(app, signature, linked_id(task_id, "errback", index))
         for index, signature in enumerate(context.errbacks or ())
     ]
-    ignore = get_actual_ignore_result(task, context) and not task.store_errors_even_if_ignored
+    ignore = _ignores_result(task, context) and not task.store_errors_even_if_ignored
     with _Current(task, context):
         task.backend.mark_as_failure(task_id, error, traceback=None, request=context, store_result=not ignore)
+
+
+def _ignores_result(task: Any, context: Any) -> bool:
+    """Whether the caller wants no result: as the message says, or else the task. Celery tells it from 5.7 on only."""
+    # The class of the context has a False of its own, which nobody said.
+    asked = vars(context).get("ignore_result")
+    return bool(task.ignore_result if asked is None else asked)
 
 
 def send_revoked(task: Any, task_id: str, decoded: DecodedTask, reason: str) -> None:

@@ -12,8 +12,11 @@ import click
 from girder_worker_slurm.cli.answers import SlurmErrors
 from girder_worker_slurm.cli.cancel_command import cancel_command
 from girder_worker_slurm.cli.doctor_command import doctor_command
+from girder_worker_slurm.cli.explain_command import explain_command
 from girder_worker_slurm.cli.jobs_command import jobs_command
 from girder_worker_slurm.cli.log_command import log_command
+from girder_worker_slurm.cli.retry_upload_command import retry_upload_command
+from girder_worker_slurm.cli.service_command import service_command
 from girder_worker_slurm.cli.settings_command import settings_command
 from girder_worker_slurm.cli.show_command import show_command
 from girder_worker_slurm.cli.unhandled_commands import requeue_command, unhandled_command
@@ -42,11 +45,14 @@ for command in (
     doctor_command,
     jobs_command,
     show_command,
+    explain_command,
     log_command,
     cancel_command,
+    retry_upload_command,
     unhandled_command,
     requeue_command,
     settings_command,
+    service_command,
 ):
     cli.add_command(command)
 

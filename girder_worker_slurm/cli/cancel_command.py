@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -69,21 +70,20 @@ def cancel_command(*, job: str, direct: bool) -> None:
 
 def cancel_in_slurm(record: Record, cluster: Cluster) -> str:
     """Ends the job's Slurm job if it may have one, and says what was done."""
-    from girder_worker_slurm.cluster.interface import SlurmJobId  # noqa: PLC0415
-
     state = record.state
     if not state.is_in_slurm:
         return f"Job {record.task_id} is not in Slurm."
+    cluster.cancel([state.token], unix_user=state.unix_user)
     if state.slurm_job_id:
-        cluster.cancel([SlurmJobId(state.slurm_job_id)])
         return f"Slurm job {state.slurm_job_id} is cancelled."
-    # Submitted, perhaps, but its id never came: by its name.
-    cluster.cancel(tokens=[state.token])
     return f"The Slurm job named {state.token} is cancelled, if there is one."
 
 
 def _cluster(settings: Settings) -> Cluster:
     from girder_worker_singularity.clock import SystemClock  # noqa: PLC0415
     from girder_worker_slurm.assembly import make_cluster, make_runner  # noqa: PLC0415 - brings the whole worker
+    from girder_worker_slurm.cluster.slurm_module import slurm_environment  # noqa: PLC0415
 
-    return make_cluster(settings, make_runner(), SystemClock())
+    runner = make_runner()
+    environment = slurm_environment(settings.slurm.slurm_module, runner, os.environ)
+    return make_cluster(settings, runner, SystemClock(), environment)

@@ -52,14 +52,18 @@ def doctor_command(*, no_probe: bool, timeout_seconds: float, as_json: bool) -> 
       girder-slurm doctor --timeout 900 --json
     """  # noqa: D301 - click wants the character
     from girder_worker_slurm.doctor.configuration import read_settings  # noqa: PLC0415 - the help must come at once
-    from girder_worker_slurm.doctor.finding import Finding, Level  # noqa: PLC0415
+    from girder_worker_slurm.doctor.finding import Finding, Level, fail  # noqa: PLC0415
+    from girder_worker_slurm.errors import StartRefused  # noqa: PLC0415
     from girder_worker_slurm.settings import settings_files  # noqa: PLC0415
 
     settings = read_settings(settings_files(os.environ), os.environ)
     if isinstance(settings, Finding):
         findings = iter([settings])
     else:
-        findings = _examine(_site(settings, timeout_seconds, with_probe=not no_probe))
+        try:
+            findings = _examine(_site(settings, timeout_seconds, with_probe=not no_probe))
+        except StartRefused as error:  # the module of Slurm's commands
+            findings = iter([fail("Slurm commands", str(error), "Nothing else was looked at.")])
     found = []
     with _termination_as_interrupt(), _waiting_shown(is_shown=not as_json and sys.stderr.isatty()):
         for finding in findings:
@@ -82,15 +86,25 @@ def _examine(site: Site) -> Iterator[Finding]:
 
 def _site(settings: Any, timeout_seconds: float, *, with_probe: bool) -> Site:
     from girder_worker_singularity.clock import SystemClock  # noqa: PLC0415
-    from girder_worker_slurm.assembly import make_cluster, make_runner, slurm_options  # noqa: PLC0415
+    from girder_worker_slurm.assembly import (  # noqa: PLC0415
+        make_cluster,
+        make_runner,
+        make_runs_as,
+        slurm_options,
+        unix_user_rules,
+    )
+    from girder_worker_slurm.cluster.partition_list import PartitionList  # noqa: PLC0415
+    from girder_worker_slurm.cluster.slurm_module import slurm_environment  # noqa: PLC0415
     from girder_worker_slurm.doctor.checklist import Site  # noqa: PLC0415
+    from girder_worker_slurm.options.shapes import plain_options  # noqa: PLC0415
     from girder_worker_slurm.settings import settings_files  # noqa: PLC0415
 
     runner, clock = make_runner(), SystemClock()
     # A person waits: no command gets the minutes that the worker gives it.
     seconds = min(settings.slurm.command_timeout_seconds, _COMMAND_SECONDS)
     hasty = settings.slurm.model_copy(update={"command_timeout_seconds": seconds})
-    cluster = make_cluster(settings.model_copy(update={"slurm": hasty}), runner, clock)
+    commands = slurm_environment(settings.slurm.slurm_module, runner, os.environ)
+    cluster = make_cluster(settings.model_copy(update={"slurm": hasty}), runner, clock, commands)
     return Site(
         settings=settings,
         files=settings_files(os.environ),
@@ -98,9 +112,13 @@ def _site(settings: Any, timeout_seconds: float, *, with_probe: bool) -> Site:
         runner=runner,
         clock=clock,
         cluster=cluster,
-        slurm_options=slurm_options(settings),
+        slurm_options=plain_options(slurm_options(settings)),
+        partitions=PartitionList(cluster.partitions, clock),
+        commands=commands,
         timeout_seconds=timeout_seconds,
         with_probe=with_probe,
+        runs_as=make_runs_as(settings, clock, os.environ),
+        unix_users=unix_user_rules(settings),
     )
 
 

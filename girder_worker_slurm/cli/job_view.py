@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage
 from girder_worker_slurm.errors import RecordDamaged
 from girder_worker_slurm.job.state import Outcome, Phase
-from girder_worker_slurm.job.verdict import final_outcome
+from girder_worker_slurm.job.usage import ACCOUNTED_FILE, accounted_sentence, usage_of
+from girder_worker_slurm.job.verdict import final_outcome, owed_to_girder
 from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from girder_worker_slurm.job.state import JobState
+    from girder_worker_slurm.job.state import EarlierAttempt, JobState
     from girder_worker_slurm.records.record import Record
 
 #: Every state word, in the order of a job's life, and what it means.
@@ -58,6 +61,9 @@ _EVENT_FIELDS = (
     "memory_peak_bytes",
     "oom_kills",
     "log_bytes",
+    "cpus",
+    "memory_mib",
+    "times",
 )
 _TAIL_BYTES = 64 * 1024
 
@@ -136,32 +142,77 @@ def details(record: Record, jobs_root: Path, *, log_lines: int) -> dict[str, Any
     has_end = state.phase >= Phase.DECIDED and (state.verdict is not None or bool(state.cancel))
     verdict = final_outcome(state) if has_end else None
     log = log_file(record)
+    usage = usage_of(state)
     return {
         **view(record).as_json(),
         "meaning": STATE_WORDS[state_word(state)],
         "task": _task(record),
         "kind": state.kind,
+        "user": state.user.as_entry() if state.user else None,
+        "unix_user": state.unix_user,
         "girder_url": _plain_url(state.girder.url) if state.girder else "",
         "slurm_job_name": state.token,
         "attempt": state.attempt,
+        "earlier_attempts": [
+            {"slurm_job_id": earlier.slurm_job_id, "slurm_job_name": earlier.token, "code": earlier.code}
+            | {"nodes": earlier.nodes, "run_directory": run_directory(earlier, jobs_root)}
+            for earlier in state.earlier
+        ],
         "submitted_at": iso(state.submitted_at),
         "started": _event(state.started),
         "ended": _event(state.ended),
+        "usage": None if usage is None else {**asdict(usage), "sentence": usage.sentence()},
+        "accounted": _accounted(record.path),
         "cancel": state.cancel or cancel_request(record.path),
         "verdict": verdict.as_entry() if verdict else None,
+        "owed": _owed(record, jobs_root),
         "record": str(record.path),
-        "run_directory": str(jobs_root / "run" / state.token) if state.token else "",
+        "run_directory": run_directory(state, jobs_root),
         "log": str(log) if log else "",
         "log_tail": [without_secrets(line, state) for line in last_lines(log, log_lines)] if log else [],
     }
 
 
+def _owed(record: Record, jobs_root: Path) -> str:
+    """What Girder did not take of an ended job, where it is, and what to do."""
+    owed = owed_to_girder(record.state) if record.state.phase is Phase.CLOSED else ""
+    if not owed:
+        return ""
+    where = f" (in {jobs_root / 'run' / record.state.token / 'volume'})" if record.state.owes_outputs else ""
+    return f"{owed}{where}: girder-slurm retry-upload {record.task_id}"
+
+
+def _accounted(directory: Path) -> dict[str, Any] | None:
+    """What Slurm's accounting said about the job, if it was asked."""
+    try:
+        found = json.loads((directory / ACCOUNTED_FILE).read_text(encoding="utf-8"))
+        return {**found, "sentence": accounted_sentence(AccountedUsage(**found))}
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def user_words(user: Mapping[str, Any] | None) -> str:
+    """A Girder user as people read it; empty for none."""
+    return "" if user is None else f"{user['login'] or '(login not told)'} ({user['id']})"
+
+
 def log_file(record: Record) -> Path | None:
     """The job's full log; if that is gone or not there yet, the text that Girder has; None if there is neither."""
-    for path in (Path(record.state.log_path) if record.state.log_path else None, record.path / "girder.log"):
+    state = record.state
+    # The log of a job of another Unix user is theirs.
+    own = Path(state.log_path) if state.log_path and not state.unix_user else None
+    for path in (own, record.path / "girder.log"):
         if path is not None and path.is_file():
             return path
     return None
+
+
+def run_directory(attempt: JobState | EarlierAttempt, jobs_root: Path) -> str:
+    """Where the files of an attempt are; empty before there are any."""
+    if not attempt.token:
+        return ""
+    # With the files of other Unix users is their log, always.
+    return str(Path(attempt.log_path).parent if attempt.unix_user else jobs_root / "run" / attempt.token)
 
 
 def last_lines(path: Path, count: int) -> list[str]:

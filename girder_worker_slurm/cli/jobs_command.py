@@ -63,6 +63,7 @@ def _print_table(lines: list[JobView]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     from girder_worker_singularity.clock import SystemClock  # noqa: PLC0415
+    from girder_worker_singularity.terminal import visible  # noqa: PLC0415
     from girder_worker_slurm.cli.job_view import ago  # noqa: PLC0415
 
     now = SystemClock().now()
@@ -90,13 +91,9 @@ def _print_table(lines: list[JobView]) -> None:
             ago(line.since, now),
         )
         # Text, not markup: titles come from users.
-        table.add_row(*(Text(_plain(cell)) for cell in cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console = Console(soft_wrap=False)
     if not console.is_terminal:
         # For grep and less: no line is cut at 80 columns.
         console = Console(width=400)
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)

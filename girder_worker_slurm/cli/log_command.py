@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_slurm.records.jobs_root import JobsRoot
     from girder_worker_slurm.records.record import Record
+
+
+class Output(Protocol):
+    """Where a log is printed."""
+
+    def write(self, data: bytes, /) -> int:
+        """Takes the next piece."""
+
+    def flush(self) -> None:
+        """Hands on what was taken."""
+
 
 _LOOK_SECONDS = 0.5
 _CHUNK_BYTES = 256 * 1024
@@ -29,7 +40,8 @@ _CHUNK_BYTES = 256 * 1024
 def log_command(*, job: str, follow: bool, tail: int | None) -> None:
     """Print the log of JOB: all that its container has written, also what is too long for Girder.
 
-    Where that is gone or not there yet, the text for Girder's log is printed. JOB is an id as for
+    Where that is gone or not there yet, the text for Girder's log is printed. On a terminal, characters that it would
+    obey are shown as `^[` and the like; a file or another program gets them as they are. JOB is an id as for
     `girder-slurm show`.
 
     \b
@@ -38,6 +50,7 @@ def log_command(*, job: str, follow: bool, tail: int | None) -> None:
       girder-slurm log --tail 20 --follow 48213
     """  # noqa: D301 - click wants the character
     from girder_worker_singularity.clock import SystemClock  # noqa: PLC0415 - the help must come at once
+    from girder_worker_singularity.terminal import TerminalOutput  # noqa: PLC0415
     from girder_worker_slurm.cli.job_view import log_file  # noqa: PLC0415
     from girder_worker_slurm.cli.site import find_job, site_jobs_root  # noqa: PLC0415
 
@@ -46,7 +59,9 @@ def log_command(*, job: str, follow: bool, tail: int | None) -> None:
     if not follow and log_file(record) is None:
         msg = f"Job {record.task_id} has no log yet." if not record.state.is_final else "The log was removed."
         raise Refusal(msg)
-    printer = LogPrinter(root, record, sys.stdout.buffer, SystemClock(), tail=tail)
+    raw = sys.stdout.buffer
+    out = TerminalOutput(raw) if sys.stdout.isatty() else raw
+    printer = LogPrinter(root, record, out, SystemClock(), tail=tail)
     printer.copy(follow=follow)
 
 
@@ -54,7 +69,7 @@ class LogPrinter:
     """Copies a log to a stream."""
 
     def __init__(
-        self, root: JobsRoot, record: Record, out: BinaryIO, clock: Clock, *, tail: int | None = None
+        self, root: JobsRoot, record: Record, out: Output, clock: Clock, *, tail: int | None = None
     ) -> None:
         self._root = root
         self._record = record

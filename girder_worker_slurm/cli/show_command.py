@@ -36,11 +36,16 @@ def show_command(*, job: str, lines: int, as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
+    from girder_worker_singularity.terminal import visible  # noqa: PLC0415
+    from girder_worker_slurm.cli.job_view import user_words  # noqa: PLC0415
+
     requested = " (cancel requested)" if found["cancel_requested"] else ""
     started, ended = found["started"] or {}, found["ended"] or {}
     rows = [
         ("Girder job", found["girder_job_id"]),
         ("title", found["title"]),
+        ("user", user_words(found["user"])),
+        ("Unix user", found["unix_user"]),
         ("state", f"{found['state']}{requested}: {found['meaning']}"),
         ("Slurm job", found["slurm_job_id"]),
         ("Slurm job name", found["slurm_job_name"]),
@@ -55,22 +60,27 @@ def _print(found: dict[str, Any]) -> None:
         ("started", started.get("at", "")),
         ("ended", ended.get("at", "")),
         ("exit code", ended.get("exit_code", "")),
-        ("memory peak", _mebibytes(ended.get("memory_peak_bytes"))),
+        ("usage", (found["usage"] or {}).get("sentence", "")),
+        ("accounting", (found["accounted"] or {}).get("sentence", "")),
+        (
+            "earlier tries",
+            ", ".join(
+                f"{tried['slurm_job_id']} ({' on '.join(filter(None, (tried['code'], tried['nodes'])))})"
+                for tried in found["earlier_attempts"]
+            ),
+        ),
         ("last change", found["since"]),
         ("cancel", found["cancel"]),
         ("verdict", found["verdict"]["sentence"] if found["verdict"] else ""),
+        ("owed to Girder", found["owed"]),
         ("record", found["record"]),
         ("run directory", found["run_directory"]),
         ("log", found["log"]),
     ]
     for name, value in rows:
         if value not in ("", None):
-            click.echo(f"{name + ':':<16}{value}")
+            click.echo(f"{name + ':':<16}{visible(str(value))}")
     if found["log_tail"]:
         click.echo("last lines of the log:")
         for line in found["log_tail"]:
-            click.echo(f"  {line}")
-
-
-def _mebibytes(count: Any) -> str:
-    return f"{count / 1024**2:.0f} MiB" if isinstance(count, int) else ""
+            click.echo("  " + visible(line, keep="\t"))

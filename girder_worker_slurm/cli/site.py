@@ -76,4 +76,6 @@ def reload(root: JobsRoot, record: Record) -> Record | None:
 
 def _names(record: Record) -> tuple[str, ...]:
     state = record.state
-    return (record.task_id, state.girder.job_id if state.girder else "", state.token, state.slurm_job_id)
+    earlier = [name for attempt in state.earlier for name in (attempt.token, attempt.slurm_job_id)]
+    girder_job = state.girder.job_id if state.girder else ""
+    return (record.task_id, girder_job, state.token, state.slurm_job_id, *earlier)

@@ -21,6 +21,7 @@ def unhandled_command(*, as_json: bool) -> None:
       girder-slurm unhandled
       girder-slurm unhandled --json
     """  # noqa: D301 - click wants the character
+    from girder_worker_singularity.terminal import visible  # noqa: PLC0415
     from girder_worker_slurm.cli.kept_messages import kept_messages  # noqa: PLC0415 - the help must come at once
     from girder_worker_slurm.cli.site import site_jobs_root  # noqa: PLC0415
 
@@ -29,8 +30,8 @@ def unhandled_command(*, as_json: bool) -> None:
         print_json([message.as_json() for message in kept])
         return
     for message in kept:
-        click.echo(f"{message.message_id}  {message.task or '(no task)'}  since {message.kept_at}")
-        click.echo(f"    {' '.join(message.reason.split())}")
+        click.echo(visible(f"{message.message_id}  {message.task or '(no task)'}  since {message.kept_at}"))
+        click.echo(visible(f"    {' '.join(message.reason.split())}"))
     if not kept:
         click.echo("No messages are kept.")
 
@@ -65,7 +66,7 @@ def requeue_command(*, ids: tuple[str, ...], all_of_them: bool, queue: str, as_j
     sent, refused = [], []
     if chosen:
         url = settings.celery.broker.get_secret_value()
-        with broker_connection(url, timeout_seconds=_BROKER_SECONDS) as broker:
+        with broker_connection(url, timeout_seconds=_BROKER_SECONDS, ca=settings.celery.broker_ca) as broker:
             for message in chosen:
                 try:
                     name = send_again(root, message, broker, queue=queue)

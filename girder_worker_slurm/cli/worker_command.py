@@ -31,6 +31,8 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
         click.echo(" ".join(command))
         return
     refuse_wrong_password(settings)
+    # Records, inputs and logs hold what others must not read, however the worker was started.
+    os.umask(0o077)
     # By environment, not by argument: the addresses hold passwords, and arguments are seen by everyone.
     os.environ.update(
         GIRDER_WORKER_SLURM_ENABLED="1",
@@ -47,18 +49,27 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
 
 
 def refuse_wrong_password(settings: Settings) -> None:
-    """Raises StartRefused if the broker does not let us in; one that is down for the moment is no reason."""
+    """Raises StartRefused if the broker does not let us in, or does not prove who it is; one that is down for the moment is no reason."""
+    from girder_worker_slurm.doctor.broker import TRUST_REMEDY  # noqa: PLC0415
     from girder_worker_slurm.doctor.broker_connection import (  # noqa: PLC0415 - brings kombu
+        BrokerNotTrusted,
         BrokerRefused,
         BrokerUnreachable,
         broker_connection,
     )
 
     try:
-        with broker_connection(settings.celery.broker.get_secret_value(), timeout_seconds=_BROKER_SECONDS):
+        with broker_connection(
+            settings.celery.broker.get_secret_value(),
+            timeout_seconds=_BROKER_SECONDS,
+            ca=settings.celery.broker_ca,
+        ):
             pass
     except BrokerUnreachable:
         return
+    except BrokerNotTrusted as error:
+        msg = f"{error} {TRUST_REMEDY}"
+        raise StartRefused(msg) from error
     except BrokerRefused as error:
         msg = f"{error} Correct user, password and virtual host of `broker` in [celery]."
         raise StartRefused(msg) from error

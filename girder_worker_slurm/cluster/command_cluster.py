@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import CommandNotFound, CommandTimeout
-from girder_worker_slurm.cluster import slurm_commands
+from girder_worker_slurm.cluster import slurm_accounting, slurm_commands
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
+from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal
 from girder_worker_slurm.errors import ClusterUnreachable, SubmitDeferred, SubmitRejected, SubmitUnsure
+from girder_worker_slurm.options.partitions import parse_partitions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandResult, CommandRunner
     from girder_worker_slurm.cluster.budget import CallBudget
+    from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage
+    from girder_worker_slurm.options.partitions import Partition
 
 #: What sbatch may see of the worker's environment: it copies everything into the job. SLURM_*, SBATCH_* and the
 #: like of a worker that itself runs inside a job would change ours silently.
@@ -34,22 +38,35 @@ def command_environment(environment: Mapping[str, str]) -> dict[str, str]:
 class CommandOptions:
     """How the commands are called."""
 
-    users: tuple[str, ...]
+    user: str
+    """The worker's own."""
     timeout_seconds: float = 180.0
     commands_dir: Path | None = None
+    #: What the commands may see a part of; None: the worker's own environment.
+    environment: Mapping[str, str] | None = None
+    #: The other Unix users that jobs of ours run as.
+    other_users: Callable[[], Sequence[str]] = tuple
 
 
 class CommandCluster:
     """Slurm by sbatch, squeue, scontrol and scancel. srun, sacct and sstat are never needed."""
 
     def __init__(
-        self, runner: CommandRunner, clock: Clock, budget: CallBudget, options: CommandOptions
+        self,
+        runner: CommandRunner,
+        clock: Clock,
+        budget: CallBudget,
+        options: CommandOptions,
+        run_as: RunAs | None = None,
     ) -> None:
+        self._run_as = run_as or RunAs.here()
         self._runner = runner
         self._clock = clock
         self._budget = budget
         self._options = options
-        self._environment = command_environment(os.environ)
+        self._environment = command_environment(
+            os.environ if options.environment is None else options.environment
+        )
 
     def submit(self, submission: Submission) -> SlurmJobId:
         """See `Cluster.submit`."""
@@ -58,7 +75,10 @@ class CommandCluster:
         except ValueError as error:
             raise SubmitRejected(str(error)) from error
         try:
-            result = self._run(command)
+            result = self._run(command, submission.unix_user)
+        except KeyError as error:
+            msg = f"There is no Unix user {submission.unix_user} on the worker's machine (any more)."
+            raise SubmitRejected(msg) from error
         except CommandTimeout as error:
             msg = (
                 f"sbatch did not answer within {self._options.timeout_seconds:.0f} s for {submission.token}."
@@ -71,26 +91,31 @@ class CommandCluster:
         if result.returncode == 0 and job_id is not None:
             return job_id
         words = _last_lines(result)
+        if submission.unix_user and sudo_refusal(result.stderr):
+            msg = f"The worker may not submit jobs of {submission.unix_user}: {words}. See `girder-slurm doctor`."
+            raise SubmitRejected(msg)
         if result.returncode == 0 or result.returncode < 0 or slurm_commands.is_unsure(result.stderr):
             msg = f"sbatch gave no clear answer for {submission.token}: {words}"
             raise SubmitUnsure(msg)
         if slurm_commands.is_submit_limit(result.stderr):
             msg = f"Slurm accepts no more jobs for now: {words}"
-            raise SubmitDeferred(msg)
+            raise SubmitDeferred(msg, is_for_all=slurm_commands.is_queue_full(result.stderr))
         msg = f"Slurm refused the job: {words}"
         raise SubmitRejected(msg)
 
-    def find(self, token: str) -> tuple[QueueRow, ...]:
+    def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
         """See `Cluster.find`."""
-        result = self._ask(slurm_commands.squeue_arguments(self._options.users, token))
-        return tuple(row for row in slurm_commands.parse_squeue(result.stdout) if row.token == token)
+        users = (unix_user or self._options.user,)
+        result = self._ask(slurm_commands.squeue_arguments(users, token))
+        # Names of jobs are no secret: another user may have given one the same.
+        return tuple(row for row in self._rows(result) if row.token == token and row.unix_user == unix_user)
 
     def snapshot(self) -> Snapshot:
         """See `Cluster.snapshot`."""
         asked_at = self._clock.monotonic()
-        result = self._ask(slurm_commands.squeue_arguments(self._options.users))
-        rows = slurm_commands.parse_squeue(result.stdout)
-        return Snapshot(rows, asked_at, self._clock.monotonic() - asked_at)
+        users = (self._options.user, *self._options.other_users())
+        result = self._ask(slurm_commands.squeue_arguments(tuple(dict.fromkeys(users))))
+        return Snapshot(self._rows(result), asked_at, self._clock.monotonic() - asked_at)
 
     def describe(self, slurm_job_id: SlurmJobId) -> JobDetail | None:
         """See `Cluster.describe`."""
@@ -101,17 +126,49 @@ class CommandCluster:
             raise ClusterUnreachable(msg)
         return detail
 
-    def cancel(
-        self, slurm_job_ids: Sequence[SlurmJobId] = (), tokens: Sequence[str] = (), *, kill: bool = False
-    ) -> None:
-        """See `Cluster.cancel`."""
-        users = self._options.users
-        for command in slurm_commands.scancel_arguments(slurm_job_ids, tokens, users, kill=kill):
-            self._ask(command, unknown_is_an_answer=True)
+    def partitions(self) -> dict[str, Partition]:
+        """The partitions that this user can see; raises ClusterUnreachable."""
+        return parse_partitions(self._ask(["scontrol", "--oneliner", "show", "partition"]).stdout)
 
-    def _ask(self, command: Sequence[str], *, unknown_is_an_answer: bool = False) -> CommandResult:
+    def accounted(self, slurm_job_ids: Sequence[str]) -> dict[str, AccountedUsage] | None:
+        """What the accounting says about those of these jobs that have ended; None where there is none.
+
+        Raises ClusterUnreachable.
+        """
+        command = slurm_accounting.sacct_arguments(slurm_job_ids)
         try:
             result = self._run(command)
+        except CommandNotFound:
+            return None
+        except CommandTimeout as error:
+            msg = f"sacct did not answer within {self._options.timeout_seconds:.0f} s."
+            raise ClusterUnreachable(msg) from error
+        if result.returncode != 0:
+            if slurm_accounting.is_absent(result.stderr):
+                return None
+            msg = f"sacct failed: {_last_lines(result)}"
+            raise ClusterUnreachable(msg)
+        return slurm_accounting.parse_sacct(result.stdout)
+
+    def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
+        """See `Cluster.cancel`."""
+        user = unix_user or self._options.user
+        for command in slurm_commands.scancel_arguments(tokens, user, kill=kill):
+            self._ask(command, unknown_is_an_answer=True, unix_user=unix_user)
+
+    def _rows(self, result: CommandResult) -> tuple[QueueRow, ...]:
+        own = self._options.user
+        rows = slurm_commands.parse_squeue(result.stdout)
+        return tuple(replace(row, unix_user="") if row.unix_user == own else row for row in rows)
+
+    def _ask(
+        self, command: Sequence[str], *, unknown_is_an_answer: bool = False, unix_user: str = ""
+    ) -> CommandResult:
+        try:
+            result = self._run(command, unix_user)
+        except KeyError as error:
+            msg = f"There is no Unix user {unix_user} on the worker's machine (any more)."
+            raise ClusterUnreachable(msg) from error
         except CommandTimeout as error:
             msg = f"{command[0]} did not answer within {self._options.timeout_seconds:.0f} s."
             raise ClusterUnreachable(msg) from error
@@ -129,15 +186,15 @@ class CommandCluster:
             raise ClusterUnreachable(msg)
         return result
 
-    def _run(self, command: Sequence[str]) -> CommandResult:
-        argv = list(command)
+    def _run(self, command: Sequence[str], unix_user: str = "") -> CommandResult:
+        argv, environment = list(command), self._environment
         if self._options.commands_dir is not None:
             argv[0] = str(self._options.commands_dir / argv[0])
+        if unix_user:
+            argv, environment = self._run_as.command(unix_user, argv, environment)
         self._budget.take()
         try:
-            result = self._runner.run(
-                argv, timeout_seconds=self._options.timeout_seconds, env=self._environment
-            )
+            result = self._runner.run(argv, timeout_seconds=self._options.timeout_seconds, env=environment)
         except CommandTimeout:
             self._budget.failed()
             raise

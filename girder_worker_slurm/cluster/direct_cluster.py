@@ -61,8 +61,9 @@ class DirectCluster:
         ).start()
         return job_id
 
-    def find(self, token: str) -> tuple[QueueRow, ...]:
+    def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
         """See `Cluster.find`."""
+        del unix_user  # whose jobs never come here
         return tuple(row for row in self.snapshot().rows if row.token == token)
 
     def snapshot(self) -> Snapshot:
@@ -89,13 +90,12 @@ class DirectCluster:
             time_limit=f"{self.limit_seconds:.0f} s",
         )
 
-    def cancel(
-        self, slurm_job_ids: Sequence[SlurmJobId] = (), tokens: Sequence[str] = (), *, kill: bool = False
-    ) -> None:
+    def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """See `Cluster.cancel`."""
+        del unix_user  # whose jobs never come here
         del kill  # the runner goes on to SIGKILL by itself
-        for job_id, run in list(self._runs.items()):
-            if job_id in slurm_job_ids or run.token in tokens:
+        for run in list(self._runs.values()):
+            if run.token in tokens:
                 run.is_cancelled = True
 
     def _run(self, job_id: SlurmJobId, run: _Run, submission: Submission) -> None:

@@ -27,6 +27,8 @@ class Submission:
     output: Path
     #: sbatch options as (name, value); an empty value is a flag.
     options: tuple[tuple[str, str], ...] = ()
+    #: The Unix user whose job it is to be; empty: the worker's own.
+    unix_user: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class QueueRow:
     state: str
     reason: str
     token: str
+    #: The Unix user whose job it is; empty: the worker's own.
+    unix_user: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class Cluster(Protocol):
         SubmitUnsure (no clear answer: the job may exist; look it up by token).
         """
 
-    def find(self, token: str) -> tuple[QueueRow, ...]:
-        """The jobs with this name, ended ones that Slurm still remembers included.
+    def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
+        """The jobs with this name that are this user's, ended ones that Slurm still remembers included.
 
         Raises ClusterUnreachable.
         """
@@ -96,10 +100,10 @@ class Cluster(Protocol):
     def describe(self, slurm_job_id: SlurmJobId) -> JobDetail | None:
         """One job in detail; None if the controller does not know it (any more). Raises ClusterUnreachable."""
 
-    def cancel(
-        self, slurm_job_ids: Sequence[SlurmJobId] = (), tokens: Sequence[str] = (), *, kill: bool = False
-    ) -> None:
-        """Asks Slurm to end these jobs; with `kill` by SIGKILL. A job that is gone already is no error.
+    def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
+        """Asks Slurm to end all jobs of one user with these names; with `kill` by SIGKILL. A job that is gone is no error.
+
+        By name and never by id: a controller that crashed gives ids out again (seen with Slurm 22.05).
 
         Raises ClusterUnreachable. The end itself shows in the job's event or in the next snapshot.
         """

@@ -19,35 +19,24 @@ import os
 import shutil
 import stat
 import uuid
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from girder_worker_slurm.cluster.run_files import JobEvent
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
 _EVENT_LIMIT_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class JobEvent:
-    """What a job script left in the spool."""
-
-    path: Path
-    token: str
-    kind: str
-    slurm_job_id: str
-    nonce: str
-    fields: Mapping[str, Any]
-
-
 class RunDirectories:
-    """The run directories under one jobs root."""
+    """`RunFiles` of a jobs root whose jobs are the worker's own Unix user."""
 
     def __init__(self, jobs_root: Path, *, uid: int | None = None) -> None:
         self.root = jobs_root / "run"
         self.spool = jobs_root / "spool"
-        self._uid = os.getuid() if uid is None else uid
+        self.uid = os.getuid() if uid is None else uid
 
     def prepare(self) -> None:
         """Makes the two directories; raises OSError when that is not possible."""
@@ -60,10 +49,11 @@ class RunDirectories:
         return self.root / token
 
     def create(self, token: str) -> Path:
-        """A new run directory with its volume."""
+        """A new run directory with its volume and scratch."""
         path = self.path(token)
         path.mkdir(mode=0o700)
-        (path / "volume").mkdir(mode=0o700)
+        for name in ("volume", "scratch"):
+            (path / name).mkdir(mode=0o700)
         return path
 
     def write(self, token: str, name: str, data: bytes, *, mode: int = 0o600) -> Path:
@@ -75,6 +65,47 @@ class RunDirectories:
             handle.write(data)
         draft.rename(path)
         return path
+
+    def read(self, token: str, name: str) -> bytes:
+        """One of the files that were written."""
+        return (self.path(token) / name).read_bytes()
+
+    def can_read(self, path: Path) -> bool:
+        """Whether this user can read this file."""
+        return path.is_file() and os.access(path, os.R_OK)
+
+    def inputs_place(self, token: str) -> Path:
+        """The run directory itself."""
+        return self.path(token)
+
+    def hand_over(self, token: str, check: Callable[[], None]) -> None:
+        """Nothing is to be done: what the worker has brought, the job has."""
+
+    def outputs_place(self, token: str, check: Callable[[], None]) -> Path:
+        """The run directory itself."""
+        del check
+        return self.path(token)
+
+    def size(self, path: Path) -> int:
+        """How long a log is, in bytes; 0 while it cannot be read."""
+        try:
+            return path.stat().st_size
+        except OSError:
+            return 0
+
+    def read_at(self, path: Path, start: int, length: int) -> bytes:
+        """A piece of a log; empty while it cannot be read."""
+        try:
+            # Opened anew each time: over NFS that is what makes other hosts' writes visible.
+            with path.open("rb") as handle:
+                handle.seek(start)
+                return handle.read(length)
+        except OSError:
+            return b""
+
+    def remove_log(self, path: Path) -> None:
+        """Removes a log that lies outside of the run directories; one that is gone is no error."""
+        path.unlink(missing_ok=True)
 
     def claim(self, token: str, why: str) -> bool:
         """Takes the claim for the worker, so that no copy of the job can start any more.
@@ -114,31 +145,40 @@ class RunDirectories:
         Files that are not events, or not this user's, are left alone.
         """
         events = []
-        with os.scandir(self.spool) as entries:
-            names = [entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")]
+        names = self.spooled()
         if is_wanted is not None:
             names = [name for name in names if is_wanted(name.partition(".")[0])]
         for name in sorted(names):
             event = self._read_event(self.spool / name)
-            if event is not None:
+            # Its token becomes part of a path, and whoever can write here chooses what is in the file.
+            if event is not None and event.token == name.partition(".")[0]:
                 events.append(event)
         return events
+
+    def spooled(self) -> list[str]:
+        """The names of all files in the spool that may be events; each begins with a token and a dot."""
+        with os.scandir(self.spool) as entries:
+            return [entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")]
 
     def kept_events(self, token: str) -> list[JobEvent]:
         """The events of one attempt that were taken out of the spool before."""
         found = [self._read_event(path) for path in sorted(self.path(token).glob("event.*.json"))]
-        return [event for event in found if event is not None]
+        return [event for event in found if event is not None and event.token == token]
 
     def keep(self, event: JobEvent) -> None:
         """Moves an event out of the spool into its run directory; without one, it is removed."""
+        self.keep_file(event.path.name, event.token)
+
+    def keep_file(self, name: str, token: str) -> None:
+        """Moves a file of the spool into this run directory; without one, it is removed."""
         try:
-            event.path.rename(self.path(event.token) / f"event.{event.path.name}")
+            (self.spool / name).rename(self.path(token) / f"event.{name}")
         except FileNotFoundError:
-            event.path.unlink(missing_ok=True)
+            (self.spool / name).unlink(missing_ok=True)
 
     def remove_data(self, token: str) -> None:
         """Removes inputs, outputs, scratch, and the files that may hold secrets; log and script stay."""
-        for name in ("volume", "scratch", "volumes"):
+        for name in ("volume", "scratch", "volumes", "archive"):
             _remove_tree(self.path(token) / name)
         for name in ("arguments", "environment", "nonce"):
             (self.path(token) / name).unlink(missing_ok=True)
@@ -161,35 +201,47 @@ class RunDirectories:
             status = os.fstat(handle.fileno())
             if (
                 not stat.S_ISREG(status.st_mode)
-                or status.st_uid != self._uid
+                or status.st_uid != self.uid
                 or status.st_size > _EVENT_LIMIT_BYTES
             ):
                 return None
             try:
-                fields = json.loads(handle.read())
-                return JobEvent(
-                    path,
-                    str(fields["token"]),
-                    str(fields["kind"]),
-                    str(fields["slurm_job_id"]),
-                    str(fields["nonce"]),
-                    fields,
-                )
-            except (ValueError, KeyError, TypeError, RecursionError):
+                return event_of(path, json.loads(handle.read()))
+            except (ValueError, RecursionError):
                 return None
 
 
+def event_of(path: Path, fields: Any) -> JobEvent | None:
+    """The event that these fields of a file are; None if they are none."""
+    try:
+        return JobEvent(
+            path,
+            str(fields["token"]),
+            str(fields["kind"]),
+            str(fields["slurm_job_id"]),
+            str(fields["nonce"]),
+            fields,
+        )
+    except (KeyError, TypeError):
+        return None
+
+
 def _remove_tree(path: Path) -> None:
-    """Removes a tree in which a container may have left directories without write permission."""
-
-    def make_writable(function: Any, name: str, _error: Any) -> None:
-        parent = os.path.dirname(name)  # noqa: PTH120 - rmtree hands strings
-        try:
-            os.chmod(parent, 0o700)  # noqa: PTH101
-            os.chmod(name, 0o700, follow_symlinks=False) if os.path.islink(name) else os.chmod(name, 0o700)  # noqa: PTH101, PTH114
-            function(name)
-        except OSError:
-            shutil.rmtree(name, ignore_errors=True)
-
-    if path.exists():
-        shutil.rmtree(path, onerror=make_writable)
+    """Removes a tree in which a container may have left directories without permissions, as far as that is possible."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if not path.exists():
+            return
+    except OSError:
+        pass
+    else:
+        return
+    with contextlib.suppress(OSError):
+        path.chmod(0o700)
+        for directory, names, _ in os.walk(path):
+            # Those of this level, before the walk goes into them.
+            for below in (Path(directory) / name for name in names):
+                if not below.is_symlink():
+                    below.chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)

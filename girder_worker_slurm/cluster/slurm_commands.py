@@ -6,64 +6,15 @@ import re
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId
+from girder_worker_slurm.options.catalogue import RESERVED_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from girder_worker_slurm.cluster.interface import Submission
 
-#: Options that decide where a job's files go, who runs it or which job it is: never from a setting or a user.
-RESERVED_OPTIONS = frozenset(
-    {
-        "array",
-        "batch",
-        "chdir",
-        "clusters",
-        "dependency",
-        "error",
-        "export",
-        "export-file",
-        "gid",
-        "get-user-env",
-        "help",
-        "hold",
-        "ignore-pbs",
-        "input",
-        "job-name",
-        "kill-on-invalid-dep",
-        "no-requeue",
-        "open-mode",
-        "output",
-        "parsable",
-        "quiet",
-        "requeue",
-        "test-only",
-        "uid",
-        "usage",
-        "verbose",
-        "version",
-        "wait",
-        "wait-all-nodes",
-        "wrap",
-        "J",
-        "o",
-        "e",
-        "i",
-        "D",
-        "a",
-        "d",
-        "H",
-        "M",
-        "Q",
-        "V",
-        "W",
-        "h",
-        "v",
-    }
-)
-
 #: Field order of our squeue listing; the name comes last because it is the only text a stranger may choose.
-_SQUEUE_FORMAT = "%i|%T|%r|%j"
+_SQUEUE_FORMAT = "%i|%T|%r|%u|%j"
 
 #: A job in the queue, for the first time or again (squeue(1), section JOB STATE CODES).
 WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
@@ -107,10 +58,16 @@ LIVE_STATES = frozenset(
     }
 )
 
-_PARSABLE = re.compile(r"^(\d+)(?:;\S+)?$")
+_PARSABLE = re.compile(r"^([0-9]+)(?:;\S+)?$")
 _JOB_ID = re.compile(r"[0-9]+\Z")
+#: What int() takes without question: `str.isdigit` is true of "²" as well.
+_NUMBER = re.compile(r"[0-9]{1,18}")
 #: Limits that pass when our own jobs end; every other "violates accounting/QOS policy" is a refusal.
-_SUBMIT_LIMIT = re.compile(r"MaxSubmitJob|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)SubmitJob|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+#: MaxJobCount is reached: sbatch says so, tries again for two minutes, and gives up as if nobody had answered
+#: ("Resource temporarily unavailable"; seen: 22.05.8). It was answered: there is no job.
+_QUEUE_IS_FULL = re.compile(r"MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+_AFTER_FULL_QUEUE = "Resource temporarily unavailable"
 #: sbatch could not bring its question to an end: the job may exist.
 _UNSURE = re.compile(
     r"Socket timed out|Unable to contact slurm controller|Connection (refused|reset|timed out)|Zero Bytes"
@@ -177,7 +134,14 @@ def is_submit_limit(stderr: str) -> bool:
 
 def is_unsure(stderr: str) -> bool:
     """Whether sbatch's complaint leaves open if the job exists."""
+    if is_queue_full(stderr):
+        stderr = stderr.replace(_AFTER_FULL_QUEUE, "")
     return bool(_UNSURE.search(stderr))
+
+
+def is_queue_full(stderr: str) -> bool:
+    """Whether the controller holds as many jobs as it can, of all users."""
+    return bool(_QUEUE_IS_FULL.search(stderr))
 
 
 def squeue_arguments(users: Sequence[str], token: str | None = None) -> list[str]:
@@ -197,12 +161,12 @@ def squeue_arguments(users: Sequence[str], token: str | None = None) -> list[str
 
 
 def parse_squeue(stdout: str) -> tuple[QueueRow, ...]:
-    """The rows of our listing; a line that is not one of ours (a banner) is passed over."""
+    """The rows of our listing, each with the name of its user; a line that is not one of ours (a banner) is passed over."""
     rows = []
     for line in stdout.splitlines():
-        parts = line.strip().split("|", 3)
-        if len(parts) == 4 and _JOB_ID.match(parts[0]):
-            rows.append(QueueRow(SlurmJobId(parts[0]), first_word(parts[1]), parts[2], parts[3]))
+        parts = line.strip().split("|", 4)
+        if len(parts) == 5 and _JOB_ID.match(parts[0]):
+            rows.append(QueueRow(SlurmJobId(parts[0]), first_word(parts[1]), parts[2], parts[4], parts[3]))
     return tuple(rows)
 
 
@@ -229,6 +193,8 @@ def parse_scontrol(stdout: str) -> JobDetail | None:
             for match in re.finditer(r"(?:^| )([A-Za-z_/:]+)=(\S*)", line):
                 # The first one counts: a job's comment comes later, and may look like another field.
                 fields.setdefault(match[1], match[2])
+            if not _JOB_ID.match(fields["JobId"]):
+                continue
             code, _, signal = fields.get("ExitCode", "0:0").partition(":")
             return JobDetail(
                 slurm_job_id=SlurmJobId(fields["JobId"]),
@@ -246,23 +212,15 @@ def parse_scontrol(stdout: str) -> JobDetail | None:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return int(text) if _NUMBER.fullmatch(text) else 0
 
 
-def scancel_arguments(
-    slurm_job_ids: Sequence[SlurmJobId], tokens: Sequence[str], users: Sequence[str], *, kill: bool
-) -> list[list[str]]:
-    """Scancel commands for ids (in chunks) and for names of jobs whose id is not known."""
+def scancel_arguments(tokens: Sequence[str], user: str, *, kill: bool) -> list[list[str]]:
+    """The scancel commands for one user's jobs of these names."""
     # --full signals the batch script and everything below it; without a signal Slurm ends the job properly.
     extra = ["--signal=KILL", "--full"] if kill else []
-    commands = [
-        ["scancel", *extra, *slurm_job_ids[start : start + 200]]
-        for start in range(0, len(slurm_job_ids), 200)
-    ]
-    commands += [
-        ["scancel", *extra, f"--user={user}", f"--name={token}"] for token in tokens for user in users
-    ]
-    return commands
+    # A name that is empty would fit all jobs of the user.
+    return [["scancel", *extra, f"--user={user}", f"--name={token}"] for token in tokens if token]
 
 
 def is_unknown_job(stderr: str) -> bool:

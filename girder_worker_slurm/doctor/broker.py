@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from girder_worker_slurm.doctor.broker_connection import BrokerRefused, BrokerUnreachable, broker_connection
+from girder_worker_slurm.doctor.broker_connection import (
+    BrokerNotTrusted,
+    BrokerRefused,
+    BrokerUnreachable,
+    broker_connection,
+)
 from girder_worker_slurm.doctor.finding import fail, ok, warn
 from girder_worker_slurm.records.jobs_root import broker_identity
 
@@ -16,13 +21,14 @@ if TYPE_CHECKING:
     from girder_worker_slurm.settings import Settings
 
 CHECK = "broker"
+TRUST_REMEDY = "Set `broker_ca` in [celery] to the file of the authority that signed its certificate, or correct the host in `broker`."
 
 
 def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: float) -> Iterator[Finding]:
     """Logs in and asks for each queue; takes no message and makes no queue."""
     url = settings.celery.broker.get_secret_value()
     try:
-        with broker_connection(url, timeout_seconds=timeout_seconds) as broker:
+        with broker_connection(url, timeout_seconds=timeout_seconds, ca=settings.celery.broker_ca) as broker:
             yield ok(CHECK, f"{broker_identity(url)} lets us in.")
             queues = {name: broker.queue(name) for name in settings.celery.queues}
     except BrokerUnreachable as error:
@@ -31,6 +37,9 @@ def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: f
             str(error),
             "Start RabbitMQ, open its port to this machine, or correct `broker` in [celery].",
         )
+        return
+    except BrokerNotTrusted as error:
+        yield fail(CHECK, str(error), TRUST_REMEDY)
         return
     except BrokerRefused as error:
         yield fail(CHECK, str(error), "Correct user, password and virtual host of `broker` in [celery].")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from girder_worker_slurm.errors import SlurmWorkerError, Unreachable
 from girder_worker_slurm.records.jobs_root import broker_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 
 class BrokerUnreachable(Unreachable):
@@ -19,6 +22,10 @@ class BrokerUnreachable(Unreachable):
 
 class BrokerRefused(SlurmWorkerError):
     """The broker did not let us in, or refused what we asked."""
+
+
+class BrokerNotTrusted(SlurmWorkerError):
+    """Whoever answered at the broker's address did not prove to be the broker."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,13 @@ class BrokerConnection:
 
 
 @contextlib.contextmanager
-def broker_connection(url: str, *, timeout_seconds: float) -> Iterator[BrokerConnection]:
-    """A connection to the broker; raises BrokerUnreachable or BrokerRefused without any password in the words."""
+def broker_connection(
+    url: str, *, timeout_seconds: float, ca: Path | None = None
+) -> Iterator[BrokerConnection]:
+    """A connection to the broker.
+
+    Raises BrokerUnreachable, BrokerNotTrusted or BrokerRefused without any password in the words.
+    """
     import socket  # noqa: PLC0415
 
     from kombu import Connection  # noqa: PLC0415 - most commands of the command line never need it
@@ -80,7 +92,10 @@ def broker_connection(url: str, *, timeout_seconds: float) -> Iterator[BrokerCon
 
     place = broker_identity(url)
     connection = Connection(
-        url, connect_timeout=timeout_seconds, transport_options={"confirm_publish": True, "max_retries": 0}
+        url,
+        connect_timeout=timeout_seconds,
+        transport_options={"confirm_publish": True, "max_retries": 0},
+        ssl=tls_options(url, ca) or False,
     )
     errors = (
         *connection.connection_errors,
@@ -94,6 +109,12 @@ def broker_connection(url: str, *, timeout_seconds: float) -> Iterator[BrokerCon
         yield BrokerConnection(connection)
     except errors as error:
         words = _words(error)
+        if isinstance(error, ssl.SSLError):
+            words = getattr(error, "verify_message", "") or words
+            msg = f"The broker {place} does not prove who it is: {words.rstrip('.')}."
+            raise BrokerNotTrusted(msg) from error
+        if ca is not None and isinstance(error, FileNotFoundError):
+            words = f"{ca}, the file `broker_ca` of [celery], is not there"
         if getattr(error, "code", 0) in (403, 530) or "ACCESS_REFUSED" in str(error):
             msg = f"The broker {place} refused: {words}."
             raise BrokerRefused(msg) from error
@@ -104,6 +125,21 @@ def broker_connection(url: str, *, timeout_seconds: float) -> Iterator[BrokerCon
     finally:
         with contextlib.suppress(*errors):
             connection.release()
+
+
+def tls_options(url: str, ca: Path | None) -> dict[str, Any] | None:
+    """How a broker with an `amqps://` address has to prove who it is; None for other addresses.
+
+    By itself py-amqp compares no host name, so that any certificate of a known authority would do.
+    """
+    address = urlsplit(url)
+    if address.scheme != "amqps":
+        return None
+    return {
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "server_hostname": address.hostname,
+        "ca_certs": None if ca is None else str(ca),
+    }
 
 
 def _words(error: BaseException) -> str:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from girder_worker_slurm.cluster.run_as import RunAs
 from girder_worker_slurm.doctor import (
     apptainer,
     broker,
     configuration,
     directories,
     girder_server,
+    gpus,
+    job_script,
     probe_verdict,
     slurm,
+    unix_users,
+    users,
     workers,
 )
 from girder_worker_slurm.doctor.finding import Check, Level, run_checks
 from girder_worker_slurm.doctor.probe import Probe, ProbeRules
 from girder_worker_slurm.doctor.secret_words import hiding
+from girder_worker_slurm.users.unix_users import UnixUserRules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_slurm.cluster.interface import Cluster
+    from girder_worker_slurm.cluster.user_run_files import UserRunFiles
     from girder_worker_slurm.doctor.finding import Finding
+    from girder_worker_slurm.options.partitions import Partition
     from girder_worker_slurm.settings import Settings
 
 _NETWORK_SECONDS = 10.0
@@ -44,8 +52,14 @@ class Site:
     clock: Clock
     cluster: Cluster
     slurm_options: tuple[tuple[str, str], ...]
+    #: The environment of Slurm's commands.
+    commands: Mapping[str, str]
+    partitions: Callable[[], Mapping[str, Partition]]
     timeout_seconds: float = 120.0
     with_probe: bool = True
+    #: The way to the run directories of other Unix users, and who they may be.
+    runs_as: Callable[[str], UserRunFiles] | None = None
+    unix_users: UnixUserRules = field(default_factory=UnixUserRules)
 
 
 def examine(site: Site) -> Iterator[Finding]:
@@ -60,6 +74,7 @@ def site_checks(site: Site) -> list[Check]:
         site.runner,
         settings.slurm.commands_dir,
         timeout_seconds=min(settings.slurm.command_timeout_seconds, site.timeout_seconds),
+        environment=site.commands,
     )
     has_script = settings.slurm.submit_script is not None
     program = settings.singularity.apptainer
@@ -75,12 +90,25 @@ def site_checks(site: Site) -> list[Check]:
             settings, running_workers=running, timeout_seconds=min(_NETWORK_SECONDS, site.timeout_seconds)
         )
 
-    start = {check.name: check for check in _checks_of_start(settings, make=False)}
+    start = {
+        check.name: check for check in _checks_of_start(settings, site.commands, site.runner, make=False)
+    }
     checks = [
         Check(configuration.CHECK, partial(configuration.check_settings, site.files, site.environment)),
         start[directories.JOBS_ROOT],
         start[directories.LOGS_DIR],
         start[directories.SUBMIT_SCRIPT],
+        start[job_script.CHECK],
+        start[users.MAPPING],
+        Check(
+            users.CHECK,
+            partial(
+                users.check_users,
+                settings,
+                timeout_seconds=min(_NETWORK_SECONDS, site.timeout_seconds),
+            ),
+            (users.MAPPING,),
+        ),
         Check(workers.CHECK, look_for_workers, (directories.JOBS_ROOT,)),
         Check(broker.CHECK, look_at_broker),
         Check(
@@ -99,6 +127,9 @@ def site_checks(site: Site) -> list[Check]:
             (slurm.CONTROLLER,),
         ),
         Check(
+            slurm.MEMORY, partial(slurm.check_memory, site.partitions, site.slurm_options), (slurm.PARTITION,)
+        ),
+        Check(
             slurm.CONFIGURATION,
             partial(
                 slurm.check_configuration,
@@ -108,6 +139,11 @@ def site_checks(site: Site) -> list[Check]:
                 has_script=has_script,
             ),
             (slurm.CONTROLLER,),
+        ),
+        Check(
+            gpus.CHECK,
+            partial(gpus.check_gpus, questions, settings, site.slurm_options),
+            (slurm.PARTITION,),
         ),
         start[apptainer.PROGRAM],
         Check(
@@ -130,13 +166,30 @@ def site_checks(site: Site) -> list[Check]:
             (apptainer.PROGRAM, apptainer.SIF_DIRECTORY),
         ),
     ]
+    if site.runs_as is not None:
+        look = partial(
+            unix_users.check_unix_users,
+            unix_users.UnixUserSite(
+                settings,
+                site.unix_users,
+                site.runs_as,
+                RunAs.here(),
+                questions,
+                site.cluster,
+                site.clock,
+                site.slurm_options,
+                site.timeout_seconds,
+                site.with_probe,
+            ),
+        )
+        checks.append(Check(unix_users.CHECK, look, (users.MAPPING, slurm.CONTROLLER)))
     if site.with_probe:
         probe = Probe(
             settings,
             site.cluster,
             site.runner,
             site.clock,
-            ProbeRules(site.slurm_options, timeout_seconds=site.timeout_seconds),
+            ProbeRules(site.slurm_options, timeout_seconds=site.timeout_seconds, partitions=site.partitions),
         )
         needs = (
             directories.JOBS_ROOT,
@@ -149,23 +202,28 @@ def site_checks(site: Site) -> list[Check]:
     return checks
 
 
-def start_checks(settings: Settings) -> list[Finding]:
+def start_checks(settings: Settings, commands: Mapping[str, str], runner: CommandRunner) -> list[Finding]:
     """What forbids the worker to start here; empty if nothing does.
 
-    Makes the directories that are missing. Asks nothing over the network and starts no program: a broker, a Girder
-    or a controller that is down for the moment must not keep a worker from taking up its jobs.
+    Makes the directories that are missing. Asks nothing over the network and starts nothing but bash, to read the
+    site's lines: a broker, a Girder or a controller that is down for the moment must not keep a worker from taking up
+    its jobs. `commands` is the environment of Slurm's commands.
     """
-    findings = run_checks(_checks_of_start(settings, make=True), hide=hiding(settings))
+    findings = run_checks(_checks_of_start(settings, commands, runner, make=True), hide=hiding(settings))
     return [finding for finding in findings if finding.level is Level.FAIL]
 
 
-def _checks_of_start(settings: Settings, *, make: bool) -> list[Check]:
+def _checks_of_start(
+    settings: Settings, commands: Mapping[str, str], runner: CommandRunner, *, make: bool
+) -> list[Check]:
     return [
         Check(directories.JOBS_ROOT, partial(directories.check_jobs_root, settings, make=make)),
         Check(directories.LOGS_DIR, partial(directories.check_logs_dir, settings, make=make)),
         Check(directories.SUBMIT_SCRIPT, partial(directories.check_submit_script, settings)),
-        Check(slurm.COMMANDS, partial(slurm.check_commands, settings.slurm.commands_dir)),
+        Check(users.MAPPING, partial(users.check_mapping, settings)),
+        Check(slurm.COMMANDS, partial(slurm.check_commands, settings.slurm.commands_dir, commands)),
         Check(slurm.OPTIONS, partial(slurm.check_options, tuple(settings.slurm.options.items()))),
+        Check(job_script.CHECK, partial(job_script.check_job_script, settings, runner)),
         Check(apptainer.PROGRAM, partial(apptainer.check_program, settings.singularity.apptainer)),
         Check(apptainer.SIF_DIRECTORY, partial(apptainer.check_sif_directory, settings, make=make)),
     ]

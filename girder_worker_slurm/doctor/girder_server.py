@@ -35,6 +35,10 @@ def check_girder(api_url: str, *, timeout_seconds: float) -> Iterator[Finding]:
     except ValueError:
         answer = None
     yield from judge_version(api_url, response.status_code, answer)
+    if has_plugin(api_url, timeout_seconds=timeout_seconds):
+        yield ok(
+            CHECK, "It has the plugin worker_slurm: its settings count for jobs, and it tells whose they are."
+        )
 
 
 def judge_version(api_url: str, status: int, answer: Any) -> Iterator[Finding]:
@@ -50,3 +54,19 @@ def judge_version(api_url: str, status: int, answer: Any) -> Iterator[Finding]:
         yield warn(CHECK, f"{api_url} is Girder {version}.", "Use Girder 5; other versions were never tried.")
     else:
         yield ok(CHECK, f"{api_url} is Girder {version}.")
+
+
+def has_plugin(api_url: str, *, timeout_seconds: float) -> bool | None:
+    """Whether this Girder has our plugin; None if it does not answer.
+
+    No token is needed for that: the plugin refuses who has none, a Girder without it knows no such address.
+    """
+    import requests  # noqa: PLC0415 - slow to import
+
+    from girder_worker_slurm.girder.server_plugin import PATH  # noqa: PLC0415 - the same
+
+    try:
+        response = requests.get(f"{api_url.rstrip('/')}/{PATH}", timeout=timeout_seconds)
+    except (requests.RequestException, ValueError):
+        return None
+    return {200: True, 401: True, 403: True, 404: False}.get(response.status_code)

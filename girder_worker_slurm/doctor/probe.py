@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import CommandError
+from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.doctor import apptainer
@@ -23,15 +24,18 @@ from girder_worker_slurm.errors import (
     SubmitUnsure,
     Unreachable,
 )
+from girder_worker_slurm.options.layers import ChosenOption
+from girder_worker_slurm.options.partitions import used_partitions, without_memory
 from girder_worker_slurm.script.render import sbatch_head, script_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_slurm.cluster.interface import Cluster
     from girder_worker_slurm.doctor.finding import Finding
+    from girder_worker_slurm.options.partitions import Partition
     from girder_worker_slurm.settings import Settings
 
 _LOOK_SECONDS = 0.1
@@ -46,6 +50,13 @@ class ProbeRules:
 
     slurm_options: tuple[tuple[str, str], ...]
     timeout_seconds: float = 120.0
+    partitions: Callable[[], Mapping[str, Partition]] = dict
+
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """The options of the probe: those of a job that asks for nothing; raises ClusterUnreachable."""
+        chosen = [ChosenOption(name, value, "") for name, value in self.slurm_options]
+        kept, _ = without_memory(chosen, used_partitions(dict(self.slurm_options), self.partitions()))
+        return tuple((option.name, option.value) for option in kept)
 
 
 class Probe:
@@ -83,12 +94,11 @@ class Probe:
         except (OSError, ValueError) as error:
             yield fail(CHECK, f"Its files cannot be written: {error}.", "Mend the directories above first.")
             return
-        submission = Submission(
-            self.token, directory / "probe.slurm", Path("/dev/null"), self._rules.slurm_options
-        )
         self._facts.submitted_at = self._clock.now()
         self._is_over = False
         try:
+            options = self._rules.options()
+            submission = Submission(self.token, directory / "probe.slurm", Path("/dev/null"), options)
             self._facts.slurm_job_id = self._cluster.submit(submission)
         except SubmitRejected as error:
             self._is_over = True
@@ -136,6 +146,11 @@ class Probe:
             apptainer=settings.singularity.apptainer,
             tiny_sif=tiny_sif,
             direct_paths=tuple(settings.slurm.direct_paths),
+            binds=tuple(settings.slurm.binds),
+            with_overlay=any(
+                parse_image_rule(words).writable == "overlay"
+                for words in settings.singularity.images.values()
+            ),
             sbatch_head=self._site_head(),
         )
         path = directory / "probe.slurm"
@@ -163,7 +178,7 @@ class Probe:
         if not self._is_over:
             with contextlib.suppress(Unreachable):
                 # By name: also a job whose id never came back.
-                self._cluster.cancel(tokens=[self.token])
+                self._cluster.cancel([self.token])
         for path in reversed(self._made):
             if self._name in str(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -215,10 +230,10 @@ class Probe:
             text = (directory / "report").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return False
-        report, hidden = parse_report(text)
+        report, hidden, missing = parse_report(text)
         if "done" not in report:
             return False
-        self._facts.report, self._facts.hidden_paths = report, hidden
+        self._facts.report, self._facts.hidden_paths, self._facts.missing_paths = report, hidden, missing
         return True
 
     def _ask_slurm(self) -> bool:
@@ -244,12 +259,14 @@ def render_probe(
     apptainer: str,
     tiny_sif: str,
     direct_paths: tuple[str, ...],
+    binds: tuple[str, ...] = (),
+    with_overlay: bool = False,
     sbatch_head: tuple[str, ...] = (),
 ) -> str:
     """The text of the probe script; raises ValueError for a value that cannot stand in it."""
     from girder_worker_slurm.doctor.apptainer import EXEC_OPTIONS, HOST_DIRECTORIES  # noqa: PLC0415
 
-    values = (directory, sif_note, logs_directory, apptainer, tiny_sif, *direct_paths)
+    values = (directory, sif_note, logs_directory, apptainer, tiny_sif, *direct_paths, *binds)
     template = script_template(__package__, "probe.slurm", values)
     return template.render(
         directory=directory,
@@ -259,6 +276,8 @@ def render_probe(
         apptainer=apptainer,
         tiny_sif=tiny_sif,
         direct_paths=direct_paths,
+        binds=binds,
+        with_overlay=with_overlay,
         sbatch_head=sbatch_head,
         exec_options=EXEC_OPTIONS,
         host_directories=HOST_DIRECTORIES,

@@ -47,6 +47,7 @@ class ProbeFacts:
     #: What probe.slurm says, without the repeated ones; None until its report is here.
     report: Mapping[str, str] | None = None
     hidden_paths: Sequence[str] = ()
+    missing_paths: Sequence[str] = ()
     #: Slurm's last word, when the report never came.
     state: str = ""
     reason: str = ""
@@ -58,17 +59,20 @@ class ProbeFacts:
         return self.detail is not None and self.detail.exit_code in (NOT_VISIBLE, NOT_WRITABLE)
 
 
-def parse_report(text: str) -> tuple[dict[str, str], list[str]]:
-    """The report's lines `name=value`, and the paths that the node does not see."""
+def parse_report(text: str) -> tuple[dict[str, str], list[str], list[str]]:
+    """The report's lines `name=value`; the direct paths that the node does not see; the site's paths that are missing."""
     values: dict[str, str] = {}
     hidden: list[str] = []
+    missing: list[str] = []
     for line in text.splitlines():
         name, _, value = line.partition("=")
         if name == "hidden":
             hidden.append(value)
+        elif name == "missing":
+            missing.append(value)
         else:
             values[name] = value
-    return values, hidden
+    return values, hidden, missing
 
 
 def judge_probe(
@@ -88,9 +92,16 @@ def judge_probe(
             f"{path} cannot be read on {node}.",
             "Mount it there, or remove it from `direct_paths` in [slurm].",
         )
+    for path in facts.missing_paths:
+        yield warn(
+            "site data on the node",
+            f"{path} is not on {node}; jobs that get it fail there (`site_data_missing`).",
+            "Mount it there, or remove it from [slurm.binds].",
+        )
     yield from _judge_delay(facts, node, grace_seconds)
     yield from _judge_clock(facts, node)
     yield from _judge_apptainer(report, node)
+    yield from _judge_overlay(report, node)
     yield from _judge_scratch(report, node)
 
 
@@ -225,6 +236,20 @@ def _judge_apptainer(report: Mapping[str, str], node: str) -> Iterator[Finding]:
     if code.isdigit():
         yield from judge_container(
             "container on the node", int(code), report.get("container_words", ""), where=f"on {node}"
+        )
+
+
+def _judge_overlay(report: Mapping[str, str], node: str) -> Iterator[Finding]:
+    check, code = "overlay on the node", report.get("overlay_code", "")
+    if code == "0":
+        yield ok(check, f"Images with `writable=overlay` can run on {node}.")
+    elif code:
+        said = report.get("overlay_words", "").strip()[-400:].rstrip(".") or f"exit code {code}"
+        yield fail(
+            check,
+            f"An image with `writable=overlay` cannot run on {node}: {said}.",
+            "Install mkfs.ext3 (e2fsprogs) and fuse2fs there, or Apptainer's setuid part; or choose `writable=tmpfs`"
+            " in [singularity.images].",
         )
 
 

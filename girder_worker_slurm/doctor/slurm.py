@@ -11,18 +11,23 @@ from girder_worker_singularity.command_runner import CommandError
 from girder_worker_slurm.cluster.command_cluster import command_environment
 from girder_worker_slurm.cluster.slurm_commands import option_arguments
 from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.errors import ClusterUnreachable
+from girder_worker_slurm.options.partitions import used_partitions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from girder_worker_singularity.command_runner import CommandResult, CommandRunner
+    from girder_worker_slurm.cluster.run_as import RunAs
     from girder_worker_slurm.doctor.finding import Finding
+    from girder_worker_slurm.options.partitions import Partition
 
 COMMANDS = "Slurm commands"
 OPTIONS = "sbatch options"
 CONTROLLER = "Slurm controller"
 PARTITION = "partition"
+MEMORY = "memory of the nodes"
 CONFIGURATION = "Slurm configuration"
 
 _NAMES = ("sbatch", "squeue", "scancel", "scontrol")
@@ -34,29 +39,47 @@ _LITTLE_MEGABYTES = 1000
 class SlurmQuestions:
     """What the doctor asks Slurm beyond what the worker needs."""
 
-    def __init__(self, runner: CommandRunner, commands_dir: Path | None, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        runner: CommandRunner,
+        commands_dir: Path | None,
+        *,
+        timeout_seconds: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._runner = runner
         self._commands_dir = commands_dir
         self._timeout_seconds = timeout_seconds
-        self._environment = command_environment(os.environ)
+        self._environment = command_environment(os.environ if environment is None else environment)
 
-    def ask(self, *argv: str) -> CommandResult:
-        """The command's answer; raises CommandError when there is none."""
-        program = str(self._commands_dir / argv[0]) if self._commands_dir else argv[0]
-        return self._runner.run(
-            [program, *argv[1:]], timeout_seconds=self._timeout_seconds, env=self._environment
-        )
+    def ask(
+        self, *argv: str, stdin: str | None = None, run_as: RunAs | None = None, user: str = ""
+    ) -> CommandResult:
+        """The command's answer, to another user with `run_as`; raises CommandError when there is none."""
+        command = [str(self._commands_dir / argv[0]) if self._commands_dir else argv[0], *argv[1:]]
+        environment = self._environment
+        if run_as is not None:
+            command, environment = run_as.command(user, command, environment)
+        return self._runner.run(command, timeout_seconds=self._timeout_seconds, env=environment, stdin=stdin)
+
+    def where(self, name: str) -> str:
+        """The full path of a command; its name if it is not here."""
+        wanted = str(self._commands_dir / name) if self._commands_dir else name
+        return shutil.which(wanted, path=self._environment.get("PATH")) or wanted
 
 
-def check_commands(commands_dir: Path | None) -> Iterator[Finding]:
+def check_commands(commands_dir: Path | None, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Whether the four commands are here; starts none of them."""
-    where = {name: shutil.which(str(commands_dir / name) if commands_dir else name) for name in _NAMES}
+    path = environment.get("PATH")
+    where = {
+        name: shutil.which(str(commands_dir / name) if commands_dir else name, path=path) for name in _NAMES
+    }
     missing = [name for name, path in where.items() if path is None]
     if missing:
         yield fail(
             COMMANDS,
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {commands_dir or 'PATH'}.",
-            "Set `commands_dir` in [slurm] or PATH, or run the worker on a machine from which jobs are submitted.",
+            "Set `commands_dir` or `slurm_module` in [slurm], or PATH, or run the worker on a machine from which jobs are submitted.",
         )
         return
     yield ok(COMMANDS, f"{', '.join(_NAMES)} are in {os.path.dirname(where['sbatch'] or '')}.")  # noqa: PTH120
@@ -160,6 +183,25 @@ def judge_partition(wanted: str, listing: str, *, has_script: bool) -> Iterator[
             )
 
 
+def check_memory(
+    partitions: Callable[[], Mapping[str, Partition]], options: Sequence[tuple[str, str]]
+) -> Iterator[Finding]:
+    """Whether jobs can be given memory here at all."""
+    try:
+        used = used_partitions(dict(options), partitions())
+    except ClusterUnreachable as error:
+        yield warn(MEMORY, str(error), "Ask the cluster's administrators why Slurm does not answer here.")
+        return
+    if any(found is None or found.counts_memory for found in used):
+        return
+    yield warn(
+        MEMORY,
+        f"slurm.conf does not say how much the nodes of {', '.join(found.name for found in used if found)} have"
+        " (RealMemory): Slurm would refuse a job that asks for memory, so the options of memory are left out.",
+        "Ask the administrators for RealMemory, and for CR_Core_Memory, so that jobs do not take each other's memory.",
+    )
+
+
 def check_configuration(
     slurm: SlurmQuestions, options: Sequence[tuple[str, str]], *, max_submitted: int, has_script: bool
 ) -> Iterator[Finding]:
@@ -255,7 +297,7 @@ def _fields(line: str) -> dict[str, str]:
 
 def _number(text: str) -> int | None:
     """The leading number of `300 sec`, `10000`; None for UNLIMITED and the like."""
-    found = re.match(r"\d+", text)
+    found = re.match(r"[0-9]{1,18}", text)
     return int(found[0]) if found else None
 
 

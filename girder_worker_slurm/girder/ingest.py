@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import tempfile
 import threading
 from base64 import b64encode
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from girder_client import HttpError
 
+from girder_worker_singularity.command_runner import CommandStopped
 from girder_worker_singularity.errors import ContainerError
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
 from girder_worker_singularity.run.image_rules import ImageRule, rule_for
 from girder_worker_singularity.sif.progress import conversion_phase
 from girder_worker_singularity.sif.use import note_use
-from girder_worker_slurm.errors import GirderUnreachable, NotSupported
+from girder_worker_singularity.tree import remove_tree
+from girder_worker_slurm.errors import GirderUnreachable, NotSupported, Unreachable
 from girder_worker_slurm.girder.inputs import pull_policy
 from girder_worker_slurm.girder.transfer_client import TransferClient
 from girder_worker_slurm.records.record import write_durably
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
     from girder_worker_singularity.run.cli_contract import CliDescription
-    from girder_worker_singularity.sif.store import Policy, Sif, SifStore
+    from girder_worker_singularity.sif.shelf import Sif
+    from girder_worker_singularity.sif.store import Policy, SifStore
     from girder_worker_slurm.celery_worker.message import DecodedTask
 
 _PARALLEL_IMAGES = 2
@@ -85,12 +88,14 @@ def ingest_images(
             )
             told.goes_on(name, "", phase="asking for its CLIs")
             note_use(sif.path, clock)
-            clis = _describe(sif, runner, apptainer, rule_for(image_rules, name), jobs_root / "tmp")
+            clis = _describe(
+                sif, runner, apptainer, rule_for(image_rules, name), jobs_root / "tmp", _stops(check)
+            )
             # Two tags of one image would both make the folder that they share.
             with registering:
                 gone = register(client, task.folder_id, name, sif, clis)
             _keep_descriptions(jobs_root, sif.path.name, clis)
-        except ContainerError as error:
+        except (ContainerError, CommandStopped) as error:
             check()
             told.ended(name, str(error))
         except HttpError as error:
@@ -136,7 +141,9 @@ class _Telling:
         with self._lock:
             if phase is not None and self._under_way.get(name) not in (None, phase):
                 self._under_way[name] = phase
-                self._tell("")
+                # The next news comes soon: a Girder that is away for a moment must not end them.
+                with contextlib.suppress(Unreachable):
+                    self._tell("")
 
     def ended(self, name: str, how: str) -> None:
         with self._lock:
@@ -156,11 +163,11 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
     Those are what an earlier ingest of this image registered and it has no more. Raises DescriptionRefused.
     """
     repository, tag = _split(image)
-    labels = {key.replace(".", "_"): value for key, value in sif.config.labels.items()}
+    labels = labels_for_girder(sif.config.labels)
     description = labels.pop("description", "Slicer CLI generated docker image tag folder")
     image_folder = client.post(
         "folder",
-        parameters={
+        data={
             "name": repository,
             "parentId": folder_id,
             "reuseExisting": True,
@@ -168,9 +175,10 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
             "metadata": json.dumps({"slicerCLIType": "image"}),
         },
     )
+    # In the body: labels may be longer than an address can be.
     tag_folder = client.post(
         "folder",
-        parameters={
+        data={
             "name": tag,
             "parentId": image_folder["_id"],
             "reuseExisting": True,
@@ -181,6 +189,20 @@ def register(client: Any, folder_id: str, image: str, sif: Sif, clis: Sequence[C
     for cli in clis:
         _register_cli(client, tag_folder["_id"], image, cli)
     return _remove_gone(client, tag_folder["_id"], image, {cli.name for cli in clis})
+
+
+def labels_for_girder(labels: Mapping[str, str]) -> dict[str, str]:
+    """An image's labels as Girder's database can hold them: names without `.`, `$` in front, and NUL. Pure."""
+    stored = {}
+    for key, value in labels.items():
+        name = _storable(key).replace(".", "_").replace("\0", "_")
+        if name:
+            stored[f"_{name[1:]}" if name.startswith("$") else name] = _storable(value)
+    return stored
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a character
 
 
 def _register_cli(client: Any, folder_id: str, image: str, cli: CliDescription) -> None:
@@ -292,7 +314,12 @@ def _arguments(decoded: DecodedTask) -> _IngestTask:
 
 
 def _describe(
-    sif: Sif, runner: CommandRunner, apptainer: str, rule: ImageRule, scratch: Path
+    sif: Sif,
+    runner: CommandRunner,
+    apptainer: str,
+    rule: ImageRule,
+    scratch: Path,
+    should_stop: Callable[[], bool],
 ) -> list[CliDescription]:
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="ingest-", dir=scratch))
@@ -300,11 +327,17 @@ def _describe(
         return list_clis(
             sif,
             lambda arguments: run_on_this_host(
-                sif, arguments, runner=runner, scratch=place, apptainer=apptainer, rule=rule
+                sif,
+                arguments,
+                runner=runner,
+                scratch=place,
+                apptainer=apptainer,
+                rule=rule,
+                should_stop=should_stop,
             ),
         )
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        remove_tree(place)
 
 
 def _split(image: str) -> tuple[str, str]:

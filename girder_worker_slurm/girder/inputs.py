@@ -8,7 +8,7 @@ cluster sees directly is mounted read-only instead of downloaded; addresses and 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ from girder_worker_singularity.run.docker_options import NO_WISHES, ResourceWish
 from girder_worker_singularity.run.mounts import Mount, merge_mounts, mounts_from_docker_volumes
 from girder_worker_slurm.errors import InputUnavailable, NotSupported
 from girder_worker_slurm.girder.transfer_client import TransferClient
+from girder_worker_slurm.options.arguments import split_slurm_arguments
+from girder_worker_slurm.options.layers import choose
+from girder_worker_slurm.options.pseudo_devices import split_devices
+from girder_worker_slurm.options.requests import OptionRules, task_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 #: Where Girder Worker mounts volumes and directly read files in the container.
 VOLUME_PREFIX = "/mnt/girder_worker"
 DIRECT_PREFIX = "/mnt/girder_direct_worker"
+#: Directory of the inputs in a task's volume.
+INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class StagedTask:
     wishes: ResourceWishes = NO_WISHES
     #: Docker options that have no counterpart here.
     ignored_options: tuple[str, ...] = ()
+    #: sbatch options of the CLI's docker-params, as they stand there.
+    slurm_parameters: Mapping[str, Any] = field(default_factory=dict)
+    #: sbatch options of the CLI's own arguments, which are not among `arguments` any more.
+    slurm_arguments: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The task as the record keeps it."""
@@ -68,6 +78,8 @@ class StagedTask:
             "scratch_mounts": list(self.scratch_mounts),
             "wishes": asdict(self.wishes),
             "ignored_options": list(self.ignored_options),
+            "slurm_parameters": dict(self.slurm_parameters),
+            "slurm_arguments": [list(pair) for pair in self.slurm_arguments],
         }
 
     @classmethod
@@ -84,12 +96,14 @@ class StagedTask:
             working_dir=stored["working_dir"],
             hostname=stored["hostname"],
             without_network=stored["without_network"],
-            # Records of older versions have none of these four.
+            # Records of older versions have none of these six.
             user=stored.get("user"),
             read_only=stored.get("read_only", False),
             scratch_mounts=tuple(stored.get("scratch_mounts", ())),
             wishes=ResourceWishes(**stored.get("wishes", {"gpus": int(stored.get("wants_gpu", False))})),
             ignored_options=tuple(stored["ignored_options"]),
+            slurm_parameters=stored.get("slurm_parameters", {}),
+            slurm_arguments=tuple((name, value) for name, value in stored.get("slurm_arguments", ())),
         )
 
 
@@ -102,6 +116,8 @@ class StagingRules:
     mount_prefix: str = ""
     direct_paths: tuple[str, ...] = ()
     run_options: Mapping[str, Any] = field(default_factory=dict)
+    #: What a task may ask of Slurm.
+    slurm: OptionRules = field(default_factory=OptionRules)
 
 
 def image_of(decoded: DecodedTask) -> str:
@@ -113,13 +129,32 @@ def image_of(decoded: DecodedTask) -> str:
     return image.strip()
 
 
+@dataclass(frozen=True)
+class StagingPlace:
+    """Where inputs are brought to, and who is to read them."""
+
+    #: The run directory, as the nodes see it.
+    run: Path
+    #: The directory that the worker writes to, whose content will be that of `run`; the same, or one of its own.
+    place: Path
+    #: Whether the job's user can read a file of the cluster.
+    can_read: Callable[[Path], bool]
+
+    def in_run(self, mount: Mount) -> Mount:
+        """The mount of something below `place`, as the nodes see it."""
+        source = Path(mount.source)
+        if not source.is_relative_to(self.place):
+            return mount
+        return replace(mount, source=str(self.run / source.relative_to(self.place)))
+
+
 def stage(
-    decoded: DecodedTask, *, run: Path, name: str, rules: StagingRules, check: Callable[[], None]
+    decoded: DecodedTask, *, to: StagingPlace, name: str, rules: StagingRules, check: Callable[[], None]
 ) -> StagedTask:
-    """Brings all inputs into `run` and returns the task as paths and text.
+    """Brings all inputs to `to.place` and returns the task as paths and text.
 
     `name` is the same for every attempt of a job, so that paths in the container are; `check` is called between
-    pieces and raises to stop. Raises InputUnavailable, NotSupported, GirderUnreachable.
+    pieces and raises to stop. Raises InputUnavailable, NotSupported, OptionRefused, GirderUnreachable.
     """
     arguments = dict(decoded.kwargs)
     for index, key in enumerate(
@@ -127,7 +162,15 @@ def stage(
     ):
         if index < len(decoded.args):
             arguments[key] = decoded.args[index]
-    volume = run_volume(run, name)
+    given_arguments, slurm_arguments = split_slurm_arguments(list(arguments.get("container_args") or ()))
+    arguments["container_args"] = list(given_arguments)
+    slurm_parameters = arguments.pop("slurm", None) or {}
+    if isinstance(devices := arguments.get("devices"), (list, tuple)) and isinstance(slurm_parameters, dict):
+        arguments["devices"], said = split_devices(devices)
+        slurm_parameters = {**said, **slurm_parameters}
+    # What may not be asked for ends the job before anything is fetched.
+    choose(task_layers(slurm_parameters, slurm_arguments), rules.slurm.allowed)
+    volume = run_volume(to.place, name)
     Path(volume.host_path).mkdir(mode=0o700, exist_ok=True)
     clients = _Clients(rules.api_url, check)
     transforms = [
@@ -138,8 +181,8 @@ def stage(
     for value in transforms:
         clients.attach(value)
         _check_names(value)
-    direct = _mount_direct_files(transforms, rules)
-    _separate_files(transforms, volume, run)
+    direct = _mount_direct_files(transforms, rules, to.can_read)
+    _separate_files(transforms, volume, to.place)
     apply = _Transformer(volume, check)
     given = arguments.get("volumes") or {}
     mounts = _volumes(given, apply)
@@ -150,7 +193,8 @@ def stage(
     merged = _with_site_options(arguments, rules.run_options)
     mounts += mounts_from_docker_volumes(merged.pop("site_volumes", {}))
     options = docker_options({key: value for key, value in merged.items() if key != "volumes"})
-    own = Mount(str(volume.host_path), volume.container_path, read_only=False)
+    mounts = [to.in_run(mount) for mount in mounts]
+    own = Mount(str(to.run / "volume"), volume.container_path, read_only=False)
     return StagedTask(
         image=image_of(decoded),
         pull_policy=pull_policy(arguments.get("pull_image", True)),
@@ -166,6 +210,8 @@ def stage(
         scratch_mounts=options.scratch_mounts,
         wishes=options.wishes,
         ignored_options=options.ignored,
+        slurm_parameters=slurm_parameters,
+        slurm_arguments=slurm_arguments,
     )
 
 
@@ -191,6 +237,12 @@ def attach_clients(objects: Sequence[Any], api_url: str, check: Callable[[], Non
     for value in walk(objects):
         clients.attach(value)
     return clients.used()
+
+
+def tokens_of(objects: Sequence[Any]) -> tuple[str, ...]:
+    """The tokens in the Girder clients of transforms and hooks."""
+    tokens = (getattr(getattr(value, "gc", None), "token", None) for value in walk(objects))
+    return tuple(dict.fromkeys(str(token) for token in tokens if token))
 
 
 def walk(value: Any) -> Iterator[Any]:
@@ -297,19 +349,21 @@ def _is_stream(value: Any) -> bool:
     return type(value).__module__.startswith("girder_worker.docker.io")
 
 
-def _separate_files(transforms: Sequence[Any], volume: Any, run: Path) -> None:
+def _separate_files(transforms: Sequence[Any], volume: Any, place: Path) -> None:
     """Gives each file, item or folder input a directory of its own, and every temporary volume its place here."""
     number = 0
     for value in transforms:
-        place = getattr(value, "_volume", None)
-        if hasattr(value, "gc") and type(place).__name__ == "_DefaultTemporaryVolume":
-            value._volume = _SubVolume(volume, f"inputs/{number}")  # noqa: SLF001 - the transform's own attribute
+        chosen = getattr(value, "_volume", None)
+        if hasattr(value, "gc") and type(chosen).__name__ == "_DefaultTemporaryVolume":
+            value._volume = _SubVolume(volume, f"{INPUTS}/{number}")  # noqa: SLF001 - the transform's own attribute
             number += 1
         if type(value).__name__ == "TemporaryVolume" and getattr(value, "host_dir", None) is None:
-            value.host_dir = str(run / "volumes")
+            value.host_dir = str(place / "volumes")
 
 
-def _mount_direct_files(transforms: Sequence[Any], rules: StagingRules) -> tuple[Mount, ...]:
+def _mount_direct_files(
+    transforms: Sequence[Any], rules: StagingRules, can_read: Callable[[Path], bool]
+) -> tuple[Mount, ...]:
     """Mounts for inputs whose file the cluster sees; these transforms then give the path in the container."""
     mounts = []
     for value in transforms:
@@ -317,7 +371,7 @@ def _mount_direct_files(transforms: Sequence[Any], rules: StagingRules) -> tuple
         if not path or not hasattr(value, "_direct_container_path"):
             continue
         source = _direct_source(str(path), rules)
-        if source is None:
+        if source is None or not can_read(Path(source)):
             continue
         destination = f"{DIRECT_PREFIX}/{value._file_id}/{value._filename}"  # noqa: SLF001 - stock attributes
         value._direct_container_path = destination  # noqa: SLF001
@@ -329,7 +383,7 @@ def _direct_source(path: str, rules: StagingRules) -> str | None:
     source = rules.mount_prefix.rstrip("/") + os.path.abspath(path)  # noqa: PTH100 - no symlink may be resolved
     if rules.direct_paths and not any(_is_below(source, allowed) for allowed in rules.direct_paths):
         return None
-    return source if Path(source).is_file() and os.access(source, os.R_OK) else None
+    return source
 
 
 def _is_below(path: str, directory: str) -> bool:

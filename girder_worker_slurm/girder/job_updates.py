@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = (10.0, 60.0)  # connect, read
 #: An address or a token that no request can be made with, whenever it is tried.
-_UNUSABLE = (
+UNUSABLE = (
     requests.exceptions.InvalidURL,
     requests.exceptions.MissingSchema,
     requests.exceptions.InvalidSchema,
@@ -58,13 +59,15 @@ class JobAnswer:
 
     status: int
     title: str
+    #: When the Girder job was made, in seconds since the epoch; 0 if Girder does not say.
+    created_at: float = 0.0
 
 
 class JobUpdates:
     """Updates Girder jobs. One object serves all jobs and threads."""
 
     def __init__(self, session: requests.Session | None = None) -> None:
-        self._session = session or _session()
+        self._session = session or girder_session()
 
     def update(
         self,
@@ -75,9 +78,11 @@ class JobUpdates:
         overwrite: bool = False,
         progress: float | None = None,
         message: str | None = None,
+        keep_alive: bool = False,
     ) -> JobAnswer:
         """Sends one update and returns what Girder says; without any value it only asks.
 
+        With `keep_alive` Girder takes note that somebody still works on the job, whatever else is sent.
         Raises GirderUnreachable (try again), TransitionRefused, AccessRefused, or JobDeleted.
         """
         data: dict[str, Any] = {}
@@ -87,13 +92,18 @@ class JobUpdates:
             data["log"] = log.encode("utf-8", errors="replace")
             if overwrite:
                 data["overwrite"] = "true"
+        if keep_alive:
+            # Shows nothing new, but only an update that sets something counts as one.
+            data["progressTotal"] = 1
         if progress is not None:
             data["progressTotal"] = 1
             data["progressCurrent"] = progress
         if message:
             data["progressMessage"] = message.encode("utf-8", errors="replace")
         answer = self._call("PUT", job, data)
-        return JobAnswer(int(answer.get("status", -1)), str(answer.get("title", "")))
+        return JobAnswer(
+            int(answer.get("status", -1)), str(answer.get("title", "")), moment_of(answer.get("created"))
+        )
 
     def log(self, job: GirderJob) -> str:
         """The log as Girder has it. Up to megabytes: only to settle a doubt."""
@@ -108,7 +118,7 @@ class JobUpdates:
         except requests.exceptions.InvalidProxyURL as error:
             msg = f"Girder cannot be asked for job {job.job_id}: the proxy's address is wrong."
             raise GirderUnreachable(msg) from error
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             msg = f"The task names a Girder job that cannot be asked for: {type(error).__name__}."
             raise AccessRefused(msg) from error
         except requests.RequestException as error:
@@ -126,6 +136,33 @@ class JobUpdates:
             raise GirderUnreachable(msg)
         _raise_for(response, job)
         raise AssertionError  # unreachable: _raise_for always raises
+
+
+def token_of_api_key(api_url: str, key: str) -> str:
+    """A token for what this API key may do; raises AccessRefused for a key that Girder does not know, GirderUnreachable."""
+    try:
+        # In the body: addresses are logged.
+        response = girder_session().post(f"{api_url}/api_key/token", data={"key": key}, timeout=_TIMEOUT)
+        answer = response.json()
+    except (requests.RequestException, ValueError) as error:
+        msg = f"Girder did not answer for an API key: {type(error).__name__}."
+        raise GirderUnreachable(msg) from error
+    if response.ok:
+        return str(answer["authToken"]["token"])
+    if response.status_code in (400, 401, 403):
+        msg = f"Girder does not accept the API key: {answer.get('message', response.reason)}"
+        raise AccessRefused(msg)
+    msg = f"Girder answered {response.status_code} for an API key."
+    raise GirderUnreachable(msg)
+
+
+def moment_of(text: object) -> float:
+    """A moment as Girder writes it, in seconds since the epoch; 0 if it is none."""
+    try:
+        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _raise_for(response: requests.Response, job: GirderJob) -> None:
@@ -147,7 +184,8 @@ def _raise_for(response: requests.Response, job: GirderJob) -> None:
     raise GirderUnreachable(msg)
 
 
-def _session() -> requests.Session:
+def girder_session() -> requests.Session:
+    """Connections that all jobs and threads share; nothing is tried twice behind our back."""
     session = requests.Session()
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=16, max_retries=0)
     session.mount("http://", adapter)

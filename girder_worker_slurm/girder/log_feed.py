@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from girder_worker_slurm.girder.output_text import read_output
 from girder_worker_slurm.records.record import write_durably
@@ -47,6 +47,10 @@ class FeedPosition:
     entries: int = 0
     #: Where the head ended, when the output is too long for Girder; -1 while it is not.
     head_end: int = -1
+    #: The file of output that `read` and `head_end` belong to: each attempt has one of its own.
+    output: str = ""
+    #: Attempts whose end has been told.
+    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,29 @@ class LogUpdate:
     end: int
 
 
+class OutputFiles(Protocol):
+    """The way to the files that containers write their output to (`RunFiles`). All methods raise OSError."""
+
+    def size(self, path: Path) -> int:
+        """How long one is, in bytes; 0 while it cannot be read."""
+
+    def read_at(self, path: Path, start: int, length: int) -> bytes:
+        """A piece of one; empty while it cannot be read."""
+
+
 class LogFeed:
     """The log of one job on its way to Girder. Used by one thread at a time."""
 
-    __slots__ = ("_limit", "_position", "_record", "message", "output", "progress")
+    __slots__ = ("_files", "_limit", "_position", "_record", "message", "output", "progress")
 
-    def __init__(self, record: Path, output: Path | None, *, limit_bytes: int) -> None:
+    def __init__(self, record: Path, output: Path | None, files: OutputFiles, *, limit_bytes: int) -> None:
         self._record = record
         self._limit = limit_bytes
-        self.output = output
+        self.output: Path | None = None
         self.progress: float | None = None
         self.message: str | None = None
         self._position = self._load()
+        self.follow(output, files)
 
     @property
     def has_doubt(self) -> bool:
@@ -92,6 +107,27 @@ class LogFeed:
         """How much of the container's output has been read."""
         return self._position.read
 
+    @property
+    def output_bytes(self) -> int:
+        """How long the container's output is by now; 0 while it cannot be read."""
+        return 0 if self.output is None else self._files.size(self.output)
+
+    def follow(self, output: Path | None, files: OutputFiles) -> None:
+        """Reads this output from now on; that of another attempt from its beginning."""
+        self._files = files
+        self.output = output
+        position = self._position
+        if output is not None and position.output != str(output):
+            if position.output:
+                position.read, position.head_end = 0, -1
+            position.output = str(output)
+
+    def note_try(self, number: int, text: str) -> None:
+        """Adds a line about the end of this attempt (1 is the first), unless that was done before."""
+        if number > self._position.tries:
+            self._position.tries = number
+            self.note(text)
+
     def note(self, text: str) -> None:
         """Adds a line of the worker's own."""
         start = "" if self._ends_with_newline() else "\n"
@@ -100,7 +136,7 @@ class LogFeed:
 
     def has_new_output(self) -> bool:
         """Whether the container has written more than has been read."""
-        return self._size() > self._position.read
+        return self.output_bytes > self._position.read
 
     def read(self, *, final: bool = False) -> bool:
         """Takes in new output; True if there was any. With `final` all of it, and nothing is held back."""
@@ -195,22 +231,8 @@ class LogFeed:
         written = self._position.written
         return written == 0 or self._slice(written - 1, written) == b"\n"
 
-    def _size(self) -> int:
-        try:
-            return self.output.stat().st_size if self.output is not None else 0
-        except OSError:
-            return 0
-
     def _read_output(self, start: int, length: int) -> bytes:
-        if self.output is None:
-            return b""
-        try:
-            # Opened anew each time: over NFS that is what makes other hosts' writes visible.
-            with self.output.open("rb") as handle:
-                handle.seek(start)
-                return handle.read(length)
-        except OSError:
-            return b""
+        return b"" if self.output is None else self._files.read_at(self.output, start, length)
 
     def _read_piece(self, *, final: bool) -> bool:
         position = self._position
@@ -241,7 +263,7 @@ class LogFeed:
     def _write_tail(self) -> None:
         """The end of an output that was too long, without what the head already has."""
         position = self._position
-        size = self._size()
+        size = self.output_bytes
         tail = int(self._limit * _TAIL_SHARE)
         start = max(position.head_end, size - tail)
         if start > position.head_end:

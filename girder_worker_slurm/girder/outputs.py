@@ -69,20 +69,41 @@ class RecordLedger:
         self.record.append("uploaded", key=key)
 
 
+@dataclass(frozen=True)
+class OutputPlace:
+    """Where the outputs of a job are."""
+
+    #: The directory whose `volume` the worker reads.
+    place: Path
+    #: Where they stay if Girder does not take them.
+    kept: Path
+
+    @property
+    def volume(self) -> Path:
+        """What was the container's volume."""
+        return self.place / "volume"
+
+
 def deliver(
-    record: Record, decoded: DecodedTask, *, run: Path, name: str, api_url: str, check: Callable[[], None]
+    record: Record,
+    decoded: DecodedTask,
+    *,
+    at: OutputPlace,
+    name: str,
+    api_url: str,
+    check: Callable[[], None],
 ) -> list[Any]:
     """Runs all result hooks that have not run; returns what each of them gives.
 
     Raises OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what
     `check` raises.
     """
-    make_safe(run / "volume")
-    volume = run_volume(run, name)
+    make_safe(at.volume)
+    volume = run_volume(at.place, name)
     clients = attach_clients(decoded.hooks, api_url, check)
     for client in clients:
         client.ledger = RecordLedger(record)
-        client.upload_root = run / "volume"
+        client.upload_root = at.volume
     results: list[Any] = []
     for index, hook in enumerate(decoded.hooks):
         if index in record.state.hooks_done:
@@ -91,28 +112,34 @@ def deliver(
         check()
         for client in clients:
             client.key_prefix = str(index)
-        results.append(_run_hook(hook, volume, run))
+        results.append(_run_hook(hook, volume, at))
         record.append("hook_done", index=index)
     return results
 
 
 def after_failure(
-    decoded: DecodedTask, record: Record, *, run: Path, name: str, api_url: str, check: Callable[[], None]
+    decoded: DecodedTask,
+    record: Record,
+    *,
+    at: OutputPlace,
+    name: str,
+    api_url: str,
+    check: Callable[[], None],
 ) -> list[str]:
     """Runs what hooks have for the case of failure (artifacts for debugging); returns what went wrong."""
-    make_safe(run / "volume")
-    volume = run_volume(run, name)
+    make_safe(at.volume)
+    volume = run_volume(at.place, name)
     problems = []
     for client in attach_clients(decoded.hooks, api_url, check):
         client.ledger = RecordLedger(record)
-        client.upload_root = run / "volume"
+        client.upload_root = at.volume
         client.key_prefix = "failure"
     for hook in decoded.hooks:
         try:
             # An artifact's own exception() would look for the file at its path in the container.
             if getattr(hook, "_upload_on_exception", False):
                 _refuse_escaping_name(hook)
-                _guard_artifacts(hook, run)
+                _guard_artifacts(hook, at.volume)
                 hook.transform(None, _default_temp_volume=volume)
             elif callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"):
                 hook.exception()
@@ -162,11 +189,11 @@ def _leads_into(link: Path, directory: Path) -> bool:
         return False
 
 
-def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
+def _run_hook(hook: Any, volume: Any, at: OutputPlace) -> Any:
     if not callable(getattr(hook, "transform", None)):
         return None
     _refuse_escaping_name(hook)
-    _guard_artifacts(hook, run)
+    _guard_artifacts(hook, at.volume)
     try:
         return hook.transform(None, _default_temp_volume=volume)
     except SlurmWorkerError:
@@ -175,27 +202,27 @@ def _run_hook(hook: Any, volume: Any, run: Path) -> Any:
         msg = f"The analysis ended without error but did not write its output {error.filename or ''}."
         raise OutputRefused(msg) from error
     except HttpError as error:
-        msg = f"Girder refused an output ({error.status}). The outputs are kept in {run / 'volume'}."
+        msg = f"Girder refused an output ({error.status}). The outputs are kept in {at.kept}."
         raise OutputRefused(msg) from error
     except OSError as error:
         if error.errno not in _REFUSED_ERRORS:
             raise
-        msg = f"The output {error.filename or ''} cannot be read: {error.strerror}. It is kept in {run / 'volume'}."
+        msg = f"The output {error.filename or ''} cannot be read: {error.strerror}. It is kept in {at.kept}."
         raise OutputRefused(msg) from error
     except Exception as error:
         # A hook is foreign code: what it raises it would raise again.
-        msg = f"{type(hook).__name__} failed: {type(error).__name__}: {error}. The outputs are kept in {run / 'volume'}."
+        msg = f"{type(hook).__name__} failed: {type(error).__name__}: {error}. The outputs are kept in {at.kept}."
         raise OutputRefused(msg) from error
 
 
-def _guard_artifacts(hook: Any, run: Path) -> None:
+def _guard_artifacts(hook: Any, volume: Path) -> None:
     """Has an artifact's files opened with the same care as other outputs: its hook opens them itself."""
     upload = getattr(hook, "_upload_artifact", None)
     if upload is None:
         return
 
     def guarded(file: str, name: str | None = None) -> Any:
-        with open_output(Path(file), run / "volume"):
+        with open_output(Path(file), volume):
             return upload(file, name)
 
     hook._upload_artifact = guarded  # noqa: SLF001 - the stock name

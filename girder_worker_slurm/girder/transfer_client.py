@@ -160,26 +160,29 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
             return
         with open_output(path, self.upload_root) as handle:
             size = os.fstat(handle.fileno()).st_size
+            name = Path(filename or path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            details = {"name": name, "size": size, "mimeType": mime_type or mimetypes.guess_type(name)[0]}
+            if reference:
+                details["reference"] = reference
             upload = self._known_upload(ledger, key, size)
+            if upload is not None and 0 < size != upload.acknowledged:
+                try:
+                    self._send_chunks(handle, ledger, key, upload, size)
+                except HttpError as error:
+                    if error.status != 403:
+                        raise
+                    # Begun with the token of another user, who alone may go on with it.
+                    upload = None
             if upload is None:
-                name = (
-                    Path(filename or path).name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                )
-                details = {"name": name, "size": size, "mimeType": mime_type or mimetypes.guess_type(name)[0]}
-                if reference:
-                    details["reference"] = reference
                 if replaced_file is not None:
                     begun = self.put(f"file/{replaced_file}/contents", parameters=details)
                 else:
                     begun = self.post("file", parameters={**parameters, **details})
                 # Girder makes an empty file at once, without an upload.
-                if size == 0:
-                    ledger.finished(key)
-                    return
-                upload = Upload(str(begun["_id"]), 0)
-                ledger.begun(key, upload.upload_id)
-            if upload.acknowledged < size:
-                self._send_chunks(handle, ledger, key, upload, size)
+                if size:
+                    upload = Upload(str(begun["_id"]), 0)
+                    ledger.begun(key, upload.upload_id)
+                    self._send_chunks(handle, ledger, key, upload, size)
         ledger.finished(key)
 
     def _known_upload(self, ledger: UploadLedger, key: str, size: int) -> Upload | None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from girder_worker_singularity.run.container import ContainerSpec
+from girder_worker_singularity.run.container import ContainerSpec, passable_environment
 from girder_worker_singularity.run.docker_options import NO_WISHES, ResourceWishes
-from girder_worker_singularity.run.image_rules import rule_for
+from girder_worker_singularity.run.image_rules import image_spellings, rule_for
+from girder_worker_singularity.run.mounts import merge_mounts
+from girder_worker_slurm.options.binds import NOBODY, JobOwner, binds_for, outer_first
 
 if TYPE_CHECKING:
     from girder_worker_singularity.image.config import ImageConfig
     from girder_worker_singularity.run.image_rules import ImageRule
+    from girder_worker_singularity.run.mounts import Mount
     from girder_worker_slurm.girder.inputs import StagedTask
     from girder_worker_slurm.job.services import ContainerRules
+    from girder_worker_slurm.options.binds import SiteBind
 
 #: What the usual numerical libraries read to find out how many threads to start.
 THREAD_VARIABLES = (
@@ -32,6 +36,23 @@ GPU_VARIABLES = (
     "ROCR_VISIBLE_DEVICES",
     "SLURM_JOB_GPUS",
 )
+#: What a job learns about itself under names that every scheduler could have, and where Slurm says it. The doubled
+#: names and `PROCESS_...` are those of the JARVICE connector; `nodes_apart` is made by the script.
+JOB_VARIABLES = {
+    "JOB_ID": "SLURM_JOB_ID",
+    "JOB_NAME": "SLURM_JOB_NAME",
+    "JOB_PARTITION": "SLURM_JOB_PARTITION",
+    "JOB_NODELIST": "SLURM_JOB_NODELIST",
+    "JOB_NNODES": "SLURM_JOB_NUM_NODES",
+    "JOB_NTASKS": "SLURM_NTASKS",
+    "JOB_CPUS_ON_NODE": "SLURM_CPUS_ON_NODE",
+    "JOB_GPUS_PER_NODE": "SLURM_GPUS_PER_NODE",
+    "JOB_JOBID": "SLURM_JOB_ID",
+    "JOB_JOB_NODELIST": "SLURM_JOB_NODELIST",
+    "JOB_JOB_FORMATED_NODELIST": "nodes_apart",
+    "PROCESS_NODENAME": "SLURMD_NODENAME",
+    "PROCESS_PROCID": "SLURM_PROCID",
+}
 _ROOT = frozenset({"root", "0"})
 
 
@@ -44,6 +65,10 @@ class ContainerPlan:
     overlay_mib: int
     thread_variables: tuple[str, ...]
     gpu_variables: tuple[str, ...]
+    #: Variables of the container and those of the job that they are taken from, `NAME=OTHER`.
+    job_variables: tuple[str, ...]
+    #: Paths that have to be on the node.
+    site_paths: tuple[str, ...]
     #: Names of Docker options that the log says are not met.
     ignored: tuple[str, ...]
 
@@ -58,10 +83,22 @@ class RunPaths:
 
 
 def container_plan(
-    task: StagedTask, *, sif: str, image: ImageConfig, rules: ContainerRules, paths: RunPaths, uid: int
+    task: StagedTask,
+    *,
+    sif: str,
+    image: ImageConfig,
+    rules: ContainerRules,
+    paths: RunPaths,
+    uid: int,
+    owner: JobOwner = NOBODY,
+    overlay_mib: int | None = None,
 ) -> ContainerPlan:
-    """How this task is run here. `uid` is the job's user; tasks that want GPUs otherwise say so in `task.wishes`."""
-    rule = rule_for(rules.images, task.image)
+    """How this task is run here.
+
+    `uid` is the job's user, `owner` who runs it in Girder, `overlay_mib` the overlay that the job asks for, 0 for a
+    tmpfs. Tasks that want GPUs otherwise say so in `task.wishes`.
+    """
+    rule = _with_overlay(rule_for(rules.images, task.image), overlay_mib)
     gpus = max(task.wishes.gpus, int(image.needs_nvidia))
     gpu = _gpu(rule, rules) if gpus else None
     writable = "none" if task.read_only else _writable(rule, rules)
@@ -72,11 +109,14 @@ def container_plan(
         ignored.add("device_requests")
     if not rules.honours_docker_resources and (task.wishes.memory_mib or task.wishes.cpus):
         ignored.add("mem_limit or processors")
+    environment, left_out = passable_environment(task.environment)
+    ignored |= {f"environment {name!r}" for name in left_out}
+    binds = binds_for(rules.binds, image_spellings(task.image), owner=owner)
     spec = ContainerSpec(
         sif=sif,
         image=image,
-        mounts=task.mounts,
-        environment=task.environment,
+        mounts=_with_site_data(task.mounts, binds),
+        environment=environment,
         environment_file=paths.environment,
         scratch=paths.scratch,
         scratch_mounts=task.scratch_mounts,
@@ -100,8 +140,19 @@ def container_plan(
         gpu_variables=()
         if gpu is None
         else tuple(name for name in GPU_VARIABLES if name not in task.environment),
+        job_variables=tuple(
+            f"{name}={source}" for name, source in JOB_VARIABLES.items() if name not in set_already
+        ),
+        site_paths=tuple(bind.source for bind in binds),
         ignored=tuple(sorted(ignored)),
     )
+
+
+def _with_site_data(mounts: tuple[Mount, ...], binds: tuple[SiteBind, ...]) -> tuple[Mount, ...]:
+    """The task's mounts and the site's; raises MountInvalid if both want the same place."""
+    if not binds:
+        return mounts
+    return outer_first(merge_mounts((*mounts, *(bind.mount for bind in binds))))
 
 
 def _gpu(rule: ImageRule, rules: ContainerRules) -> Literal["nv", "rocm"] | None:
@@ -113,6 +164,13 @@ def _writable(rule: ImageRule, rules: ContainerRules) -> Literal["none", "tmpfs"
     if rule.writable == "overlay" and not (rule.overlay_mib or rules.overlay_mib):
         return "tmpfs"
     return rule.writable or "none"
+
+
+def _with_overlay(rule: ImageRule, overlay_mib: int | None) -> ImageRule:
+    """The image's rule with the overlay that a job asks for."""
+    if overlay_mib is None:
+        return rule
+    return replace(rule, writable="overlay" if overlay_mib else "tmpfs", overlay_mib=overlay_mib or None)
 
 
 def _is_met(user: str | None, uid: int, *, is_root: bool) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,9 @@ from girder_worker_slurm.girder.job_updates import (
     TransitionRefused,
 )
 from girder_worker_slurm.girder.log_feed import LogFeed
+from girder_worker_slurm.job.retries import retry_sentence
 from girder_worker_slurm.job.state import Outcome, Verdict
+from girder_worker_slurm.job.usage import usage_of
 from girder_worker_slurm.records.record import write_durably
 
 if TYPE_CHECKING:
@@ -28,7 +32,13 @@ if TYPE_CHECKING:
     from girder_worker_slurm.job.services import Services, StoryRules
     from girder_worker_slurm.job.state import GirderJob, JobState
 
+logger = logging.getLogger(__name__)
+
 _MUTE_SECONDS = 3600.0
+#: Slicer CLI Web cancels jobs, whenever Girder starts, that were not updated for a week.
+HEARTBEAT_SECONDS = 12 * 3600.0
+#: The first one after a start: most jobs are over by then.
+FIRST_HEARTBEAT_SECONDS = 3600.0
 _STATUS = {
     Outcome.SUCCESS: JobStatus.SUCCESS,
     Outcome.ERROR: JobStatus.ERROR,
@@ -67,7 +77,7 @@ class GirderSide:
             try:
                 self.notice(job, self.enter(job.state.girder, JobStatus.RUNNING))
             except AccessRefused as error:
-                kept = self._do.runs.path(job.state.token) / "volume"
+                kept = self._do.runs_of(job.state).path(job.state.token) / "volume"
                 msg = f"{error} The outputs are kept in {kept}."
                 raise OutputRefused(msg) from error
             job.announced = True
@@ -84,10 +94,17 @@ class GirderSide:
         """The job's log on its way to Girder."""
         output = Path(job.state.log_path) if job.state.log_path else None
         if job.feed is None:
-            job.feed = LogFeed(job.record.path, output, limit_bytes=self._rules.log_limit_bytes)
-        elif job.feed.output != output:
-            job.feed.output = output
+            job.feed = LogFeed(
+                job.record.path, output, self._do.runs_of(job.state), limit_bytes=self._rules.log_limit_bytes
+            )
+        else:
+            job.feed.follow(output, self._do.runs_of(job.state))
         return job.feed
+
+    def tell_retries(self, job: LiveJob) -> None:
+        """Says in the job's log, once, that the last attempt is over and another one begins."""
+        if job.state.earlier:
+            self.feed(job).note_try(len(job.state.earlier), retry_sentence(job.state))
 
     def say(
         self, job: LiveJob, feed: LogFeed, line: str, *, progress: float | None = None, message: str = ""
@@ -109,14 +126,15 @@ class GirderSide:
         if feed.has_doubt:
             try:
                 feed.settle_doubt(self._do.updates.log(girder))
-            except AccessRefused:
-                self._mute(job)
+            except AccessRefused as error:
+                self._mute(job, error)
                 return
         update = feed.next_update()
         started = job.state.started is not None
         message = feed.message if started else job.waiting_message
         progress = feed.progress
         feed.progress = None
+        now = self._do.clock.monotonic()
         try:
             answer = self._do.updates.update(
                 girder,
@@ -125,30 +143,34 @@ class GirderSide:
                 overwrite=bool(update and update.overwrite),
                 progress=progress,
                 message=message or ("Running" if started and not job.started_shown else None),
+                keep_alive=now >= job.next_heartbeat,
             )
         except TransitionRefused:
             # Cancelled meanwhile, or already further than RUNNING.
             answer = self._do.updates.update(girder)
             if update is not None:
                 feed.settle_doubt("")
-        except AccessRefused:
-            self._mute(job)
+        except AccessRefused as error:
+            self._mute(job, error)
             return
         else:
             if update is not None:
                 feed.update_arrived(update)
         job.announced = True
+        if now >= job.next_heartbeat:
+            job.next_heartbeat = now + HEARTBEAT_SECONDS
         job.started_shown = started
         self.notice(job, answer)
 
     def show_waiting(self, state: JobState, phase: str) -> None:
-        """Shows how far the image is that a job waits for. Only a comfort: what cannot be sent is not sent again."""
+        """Shows what a job waits for, or that somebody still works on it. What cannot be sent is not sent again."""
         if state.girder is not None:
             with contextlib.suppress(Unreachable, JobDeleted, AccessRefused, TransitionRefused):
-                self._do.updates.update(state.girder, message=phase)
+                self._do.updates.update(state.girder, message=phase or None, keep_alive=not phase)
 
-    def _mute(self, job: LiveJob) -> None:
+    def _mute(self, job: LiveJob, why: AccessRefused) -> None:
         """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""
+        logger.warning("Job %s goes on, but nothing of it can be shown: %s", job.task_id, why)
         job.last_flush = self._do.clock.monotonic() + _MUTE_SECONDS
 
     def report(self, job: LiveJob, end: Verdict) -> Verdict:
@@ -156,10 +178,17 @@ class GirderSide:
         girder = job.state.girder
         assert girder is not None  # noqa: S101 - the caller looked
         feed = self.feed(job)
-        if not (job.record.path / "told").exists():
+        told = job.record.path / "told"
+        if told.exists():
+            # Girder may have taken it although its answer got lost: from here on only Girder's own state can change the end.
+            end = _told_before(told) or end
+        else:
             feed.read(final=True)
+            usage = usage_of(job.state)
+            if usage is not None and usage.sentence():
+                feed.note(usage.sentence())
             feed.note(end.sentence)
-            write_durably(job.record.path / "told", end.code, sync=False)
+            write_durably(told, json.dumps(end.as_entry()), sync=False)
         if feed.has_doubt:
             feed.settle_doubt(self._do.updates.log(girder))
         status: JobStatus | None = None if job.state.is_revived else _STATUS[end.outcome]
@@ -204,3 +233,12 @@ class GirderSide:
         if status in FINAL:
             raise JobDeleted(f"The Girder job {girder.job_id} has ended already with status {status}.")
         return end
+
+
+def _told_before(file: Path) -> Verdict | None:
+    """The end that was on its way to Girder; None where an older version, or a power cut, left something else."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Verdict(Outcome(told["outcome"]), str(told["code"]), str(told["sentence"]))
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
-    from girder_worker_singularity.sif.store import Sif, SifStore
+    from girder_worker_singularity.sif.shelf import Sif
+    from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.job.live_job import LiveJob
 
 _Key = tuple[str, str]
@@ -50,7 +51,7 @@ class ImageDesk:
         jobs.append(job)
         job.image_phase = f"Waiting for the image {image}"
         if len(jobs) == 1:
-            self._begin(self._make, (image, policy))
+            self._begin(self._make, (image, policy), user=job.user)
 
     def leave(self, job: LiveJob) -> None:
         """Lets a job go on without its image; a conversion that nobody waits for any more is stopped."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+
+from girder_worker_slurm.job.state import Phase
 
 if TYPE_CHECKING:
     from girder_worker_slurm.celery_worker.message import DecodedTask
-    from girder_worker_slurm.cluster.run_directory import JobEvent
+    from girder_worker_slurm.cluster.run_files import JobEvent
     from girder_worker_slurm.girder.log_feed import LogFeed
-    from girder_worker_slurm.job.state import JobState
+    from girder_worker_slurm.job.state import JobState, Verdict
     from girder_worker_slurm.records.record import Record
 
 
@@ -23,11 +26,14 @@ class LiveJob:
         "cancel_sent_at",
         "decoded",
         "due_at",
+        "expected_user",
         "failures",
         "feed",
         "final_since",
+        "had_turn",
         "has_missed_turn",
         "has_news",
+        "heard_token",
         "image_phase",
         "image_phase_shown",
         "inbox",
@@ -36,13 +42,17 @@ class LiveJob:
         "last_flush",
         "looks",
         "missing",
+        "next_heartbeat",
         "next_log_look",
         "next_status_check",
         "record",
         "resubmits",
         "sif",
         "started_shown",
+        "user_is_asked",
         "waiting_message",
+        "waits_in_vain",
+        "waits_since",
     )
 
     def __init__(self, record: Record) -> None:
@@ -57,6 +67,12 @@ class LiveJob:
         self.cancel_seen = ""
         self.cancel_sent_at = 0.0
         self.cancel_begun_at = 0.0
+        #: The attempt whose events are listened for.
+        self.heard_token = ""
+        #: Whose it seems to be until Girder is asked; only for its place among those that wait to be asked for.
+        self.expected_user = ""
+        #: Girder was asked for its user by this worker, whose settings decide how much of them has to be known.
+        self.user_is_asked = False
         #: Events that came while the job was busy.
         self.inbox: list[JobEvent] = []
         self.feed: LogFeed | None = None
@@ -69,9 +85,15 @@ class LiveJob:
         self.last_flush = 0.0
         self.next_status_check = 0.0
         self.next_log_look = 0.0
+        #: When Girder has to hear again that somebody works on the job, whether or not there is anything to say.
+        self.next_heartbeat = math.inf
         #: Its moment came while it was busy.
         self.has_missed_turn = False
-        #: How far the image is that it waits for, and what of that Girder has got.
+        #: Its turn to be submitted has come, but Slurm has not taken it yet.
+        self.had_turn = False
+        #: Monotonic time since when it waits for its turn to be submitted; 0 while it does not.
+        self.waits_since = 0.0
+        #: What it waits for, its image or a place in Slurm, and what of that Girder has got.
         self.image_phase = ""
         self.image_phase_shown = ""
         #: Output was seen that Girder has not got; it waits for its turn.
@@ -85,11 +107,34 @@ class LiveJob:
         #: Monotonic time since when Slurm says the job has ended; 0 while it does not.
         self.final_since = 0.0
         self.resubmits = 0
+        #: The end of a job that Slurm will never start (again), as the queue shows it; recorded at the next step.
+        self.waits_in_vain: Verdict | None = None
+
+    def begin_anew(self) -> None:
+        """Forgets what was seen of an attempt that is over."""
+        self.waits_in_vain = None
+        self.sif = self.decoded = None
+        self.started_shown = False
+        self.waiting_message = ""
+        self.cancel_sent_at = self.cancel_begun_at = self.final_since = 0.0
+        self.missing = self.back_in_queue = self.looks = self.resubmits = 0
 
     @property
     def state(self) -> JobState:
         """The job's recorded state."""
         return self.record.state
+
+    @property
+    def user(self) -> str:
+        """Whose job it is, for the fairness between users; all whom Girder does not name are one."""
+        return self.record.state.user.id if self.record.state.user else ""
+
+    @property
+    def line(self) -> str:
+        """In whose line the job's steps stand. Jobs whose user is not known yet do not stand before those of him that are."""
+        if self.state.phase is Phase.ACCEPTED:
+            return f"new, {self.expected_user}"
+        return self.user
 
     @property
     def task_id(self) -> str:

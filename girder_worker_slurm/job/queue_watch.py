@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from girder_worker_slurm.cluster.interface import SlurmJobId
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, WAITING_STATES
 from girder_worker_slurm.errors import Unreachable
 from girder_worker_slurm.job.verdict import hopeless_wait, requeued, waiting_text
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from girder_worker_slurm.cluster.interface import QueueRow, Snapshot
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services
-    from girder_worker_slurm.job.state import Verdict
 
 logger = logging.getLogger(__name__)
 
 #: A job submitted this short a time before a listing may not be in it yet.
 _SETTLE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 120.0
+_SECOND_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,10 @@ class QueueWatch:
         self._wake = wake
         self._found: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
         self._look_now = threading.Event()
+        #: Whether the next listing is wanted soon, for however many jobs.
+        self._in_doubt = False
         self._orphans: set[str] = set()
-        self._uncancelled: queue.SimpleQueue[list[SlurmJobId]] = queue.SimpleQueue()
+        self._uncancelled: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """The thread: a listing every so often, for as long as there are jobs in Slurm."""
@@ -91,12 +92,15 @@ class QueueWatch:
                     self._wake()
             self._look_now.wait(pause)
             self._look_now.clear()
+            if self._in_doubt:
+                self._in_doubt = False
+                self._do.stopping.wait(_SECOND_LOOK_SECONDS)
 
     def cancel_again(self) -> None:
         """Gives the orders to cancel once more that did not reach Slurm."""
         with contextlib.suppress(queue.Empty):
             for _ in range(self._uncancelled.qsize()):
-                self._cancel(self._uncancelled.get_nowait())
+                self._cancel(*self._uncancelled.get_nowait())
 
     def stop(self) -> None:
         """Lets the thread see that it is to end."""
@@ -113,7 +117,7 @@ class QueueWatch:
         state = job.state
         row = next((row for row in rows if row.slurm_job_id == state.slurm_job_id), None)
         if row is None:
-            age = self._do.clock.now() - state.submitted_at
+            age = state.seconds_since_submission(self._do.clock.now())
             if snapshot.asked_at > self._do.clock.monotonic() - age + _SETTLE_SECONDS:
                 job.missing += 1
                 if job.missing >= 2:
@@ -135,8 +139,9 @@ class QueueWatch:
             return
         job.back_in_queue = 0
         hopeless = hopeless_wait(row)
-        if hopeless is not None and self._do.runs.claim(state.token, hopeless.code):
-            self._end_waiting(job, row, hopeless)
+        if hopeless is not None and self._do.runs_of(state).claim(state.token, hopeless.code):
+            job.waits_in_vain = hopeless
+            self._later(job, 0.0)
             return
         text = waiting_text(row.state, row.reason)
         if state.started is None and text != job.waiting_message:
@@ -157,10 +162,13 @@ class QueueWatch:
         if again:
             # Another worker may have taken a job over that this one had submitted.
             again -= self._do.live_tokens()
-        ids = [SlurmJobId(row.slurm_job_id) for token in sorted(again) for row in rows[token]]
-        if ids:
-            logger.warning("Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(ids))
-            self._in_pool(partial(self._cancel, ids))
+        whose = {token: {row.unix_user for row in rows[token]} for token in again}
+        for user in sorted(set().union(*whose.values())):
+            tokens = sorted(token for token in again if user in whose[token])
+            logger.warning(
+                "Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(tokens)
+            )
+            self._in_pool(partial(self._cancel, tokens, user))
 
     def _see_back_in_queue(self, job: LiveJob, row: QueueRow) -> None:
         """A job that had started and waits again: its claim is taken, so no further start can have an effect."""
@@ -169,23 +177,18 @@ class QueueWatch:
             # The listing may be older than the start.
             self._look_soon()
         else:
-            self._end_waiting(job, row, requeued(job.state, row.slurm_job_id))
+            job.waits_in_vain = requeued(job.state, row.slurm_job_id)
+            self._later(job, 0.0)
 
-    def _end_waiting(self, job: LiveJob, row: QueueRow, verdict: Verdict) -> None:
-        job.record.decide(verdict)
-        self._in_pool(partial(self._cancel, [row.slurm_job_id]))
-        self._later(job, 0.0)
-
-    def _cancel(self, slurm_job_ids: list[SlurmJobId]) -> None:
+    def _cancel(self, tokens: list[str], unix_user: str) -> None:
         """In a pool thread: an order that does not reach Slurm is given again with the next listing."""
         try:
-            self._do.cluster.cancel(slurm_job_ids)
+            self._do.cluster.cancel(tokens, unix_user=unix_user)
         except Unreachable as error:
             logger.warning("%s", error)
-            self._uncancelled.put(slurm_job_ids)
+            self._uncancelled.put((tokens, unix_user))
 
     def _look_soon(self) -> None:
         """A second listing a little later, to be sure that a job is gone."""
-        timer = threading.Timer(1.0, self._look_now.set)
-        timer.daemon = True
-        timer.start()
+        self._in_doubt = True
+        self._look_now.set()

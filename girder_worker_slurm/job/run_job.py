@@ -20,21 +20,26 @@ this sentence), `JobCancelled`, `JobDeleted`. Between the steps the supervisor w
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER, decode
+from girder_worker_singularity.run.image_rules import image_spellings
+from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER
 from girder_worker_slurm.errors import (
     JobCancelled,
     JobDeleted,
     JobError,
     MessageUndecodable,
     NotSupported,
+    OutputRefused,
 )
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.ingest import ingest_images
 from girder_worker_slurm.girder.job_updates import CANCELLED, FINAL, AccessRefused, JobStatus
+from girder_worker_slurm.girder.new_files import upload_new_files
+from girder_worker_slurm.girder.token_life import TOKEN_SECONDS
 from girder_worker_slurm.job.girder_side import GirderSide
 from girder_worker_slurm.job.preparation import Preparation
 from girder_worker_slurm.job.services import DIRECT, Later
@@ -47,10 +52,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from girder_worker_singularity.errors import ContainerError
+    from girder_worker_slurm.celery_worker.message import DecodedTask
     from girder_worker_slurm.girder.log_feed import LogFeed
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
     from girder_worker_slurm.job.state import JobState
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_SECONDS = 3600.0
 
@@ -113,7 +121,7 @@ class JobStory:
     def _while_in_slurm(self, job: LiveJob) -> Step | None:
         state = job.state
         now = self._do.clock.monotonic()
-        if state.ended is not None:
+        if state.ended is not None or job.waits_in_vain is not None:
             return _JUDGE
         if job.final_since and now - job.final_since >= self._rules.event_grace_seconds:
             return _JUDGE
@@ -147,7 +155,7 @@ class JobStory:
         steps[step.name](job)
 
     def admit(self, job: LiveJob) -> None:
-        """Asks Girder whether the job is still wanted, and understands the message."""
+        """Asks Girder whether the job is still wanted and whose it is, and understands the message."""
         message = job.record.message()
         headers = message["headers"]
         now = self._do.clock.now()
@@ -155,6 +163,7 @@ class JobStory:
             raise Later(min(eta - now, _LONGEST_PAUSE_SECONDS))
         girder = self._girder.girder_job(message)
         revived = False
+        tokens_end_at = 0.0
         if (expires := _moment(headers.get("expires"))) is not None and expires < now:
             job.record.append("admitted", kind="container", girder=_girder_entry(girder))
             raise JobCancelled("the task expired before it was taken")
@@ -167,9 +176,10 @@ class JobStory:
             if not revived and (answer.status in CANCELLED or answer.status in FINAL):
                 raise JobCancelled("in Girder")
             girder = GirderJob(girder.url, girder.token, answer.title)
+            tokens_end_at = answer.created_at and answer.created_at + TOKEN_SECONDS
         kind = "ingest" if message["task"].endswith("ingest_from_docker") else "container"
         try:
-            decoded = decode(message, self._do.celery_app)
+            decoded = self._do.decode(message)
             image = "" if kind == "ingest" else inputs.image_of(decoded)
         except (MessageUndecodable, NotSupported) as error:
             job.record.append("admitted", kind=kind, girder=_girder_entry(girder))
@@ -177,7 +187,24 @@ class JobStory:
                 self._do.keep_unhandled(message, str(error))
             raise
         job.decoded = decoded
-        job.record.append("admitted", kind=kind, image=image, girder=_girder_entry(girder), revived=revived)
+        user = None
+        if girder is not None:
+            tokens = inputs.tokens_of((decoded.args, decoded.kwargs, decoded.hooks))
+            user = self._do.users.user_of(girder, message, tokens)
+            job.user_is_asked = True
+        job.record.append(
+            "admitted",
+            kind=kind,
+            image=image,
+            girder=_girder_entry(girder),
+            user=user.as_entry() if user is not None else None,
+            revived=revived,
+            tokens_end_at=tokens_end_at,
+        )
+        if kind == "container":
+            # Who may not run jobs hears it now, before anything is fetched.
+            self._rules.options_of(user)
+            self._rules.unix_user_of(user)
         if revived:
             self._girder.feed(job).note(
                 "Sent again. Girder lets no job leave the state ERROR, so the state stays; the outputs come."
@@ -222,30 +249,71 @@ class JobStory:
             try:
                 if decoded.hooks:
                     self._girder.ask_if_wanted(job)
+                at = self._outputs(job)
                 results = outputs.deliver(
                     job.record,
                     decoded,
-                    run=self._do.runs.path(state.token),
+                    at=at,
                     name=directory_name(job.task_id),
                     api_url=self._rules.staging.api_url,
                     check=self._do.checker(job),
                 )
+                self._keep_new_files(job, decoded, at)
             except JobCancelled:
                 if not job.state.cancel:
                     job.record.append("cancel", why=job.cancel_seen or "in Girder")
                 results = []
             write_durably(job.record.path / "result.json", json.dumps(results, default=str), sync=False)
         elif end.outcome is Outcome.ERROR and state.kind == "container" and state.token:
-            for problem in outputs.after_failure(
-                self._do.decoded(job),
+            self._keep_artifacts(job)
+        job.record.append("delivered")
+
+    def _keep_artifacts(self, job: LiveJob) -> None:
+        """Uploads what a failed analysis left for those who look for the reason. Nothing of it is owed to anybody."""
+        decoded = self._do.decoded(job)
+        at = self._outputs(job)
+        try:
+            problems = outputs.after_failure(
+                decoded,
                 job.record,
                 api_url=self._rules.staging.api_url,
                 name=directory_name(job.task_id),
-                run=self._do.runs.path(state.token),
+                at=at,
                 check=self._do.checker(job),
-            ):
-                self._girder.feed(job).note(f"An artifact could not be kept: {problem}")
-        job.record.append("delivered")
+            )
+        except OutputRefused as error:
+            problems = [str(error)]
+        for problem in problems:
+            self._girder.feed(job).note(f"An artifact could not be kept: {problem}")
+        if job.state.started is not None:
+            self._keep_new_files(job, decoded, at)
+
+    def _outputs(self, job: LiveJob) -> outputs.OutputPlace:
+        runs, token = self._do.runs_of(job.state), job.state.token
+        return outputs.OutputPlace(
+            runs.outputs_place(token, self._do.checker(job)), runs.path(token) / "volume"
+        )
+
+    def _keep_new_files(self, job: LiveJob, decoded: DecodedTask, at: outputs.OutputPlace) -> None:
+        """Uploads what the analysis wrote besides its outputs, if the site wants that for its image."""
+        rules = self._rules.archives
+        if not rules.patterns:
+            return
+        task = inputs.StagedTask.from_json(
+            json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
+        )
+        if not rules.fit(image_spellings(task.image), task.arguments[0] if task.arguments else ""):
+            return
+        said = upload_new_files(
+            decoded,
+            job.record,
+            place=at.place,
+            api_url=self._rules.staging.api_url,
+            limit_bytes=rules.limit_bytes,
+            check=self._do.checker(job),
+        )
+        if said:
+            self._girder.feed(job).note(said)
 
     def report(self, job: LiveJob) -> None:
         """Tells Girder and Celery the end."""
@@ -264,6 +332,14 @@ class JobStory:
                 end = Verdict(Outcome.ABANDONED, "deleted", "The Girder job was deleted.")
             except AccessRefused as error:
                 self._girder.feed(job).note(f"Girder does not take the end of this job any more: {error}")
+                job.record.append("untold")
+                logger.warning(
+                    "Job %s ended (%s), but Girder does not take that: %s Tell it with: girder-slurm retry-upload %s",
+                    job.task_id,
+                    end.code,
+                    error,
+                    job.task_id,
+                )
         if not job.state.result_sent:
             self._send_result(job, end)
             job.record.append("result_sent")
@@ -277,10 +353,22 @@ class JobStory:
     def clean(self, job: LiveJob) -> None:
         """Removes inputs and outputs; log and record stay for some days."""
         state = job.state
-        keeps_outputs = state.verdict is not None and state.verdict.code in ("output_refused", "internal")
-        if state.token and not keeps_outputs:
-            self._do.runs.remove_data(state.token)
+        if state.token and state.owes_outputs:
+            logger.warning(
+                "The outputs of job %s are not all in Girder. They are kept in %s; bring them there with: girder-slurm"
+                " retry-upload %s",
+                job.task_id,
+                self._do.runs_of(state).path(state.token) / "volume",
+                job.task_id,
+            )
+        elif state.token:
+            self._do.runs_of(state).remove_data(state.token)
+        # Done before, unless the worker died in between; an attempt that is still alive may have written since.
+        for earlier in state.earlier:
+            self._do.runs_of(earlier).remove_data(earlier.token)
+        self._slurm.take_out_of_queue(state)
         job.record.append("closed", at=self._do.clock.now())
+        self._do.job_ended(job.task_id, job.state)
 
     def flush(self, job: LiveJob) -> None:
         """Sends what Girder has not got of a running job: status, log, progress."""
@@ -325,6 +413,8 @@ class JobStory:
 _ERROR_CODES = {
     "OutputRefused": "output_refused",
     "SubmitRejected": "submit_rejected",
+    "UserRefused": "user_refused",
+    "OptionRefused": "option_refused",
     "InputUnavailable": "input_unavailable",
     "MessageUndecodable": "undecodable",
     "NotSupported": "not_supported",

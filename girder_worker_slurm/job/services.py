@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from girder_worker_slurm.celery_worker.admitted_objects import STOCK_CLASSES
 from girder_worker_slurm.celery_worker.message import DecodedTask, decode
+from girder_worker_slurm.cluster.run_as import own_name, uid_of
 from girder_worker_slurm.errors import JobCancelled, WorkerStopping
+from girder_worker_slurm.girder.new_files import ArchiveRules
+from girder_worker_slurm.job.retries import RetryRules
+from girder_worker_slurm.options.hooks import JobHooks
+from girder_worker_slurm.users.mapping import UserMapping
+from girder_worker_slurm.users.unix_users import UnixUserRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,10 +27,15 @@ if TYPE_CHECKING:
     from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.direct_cluster import DirectCluster
     from girder_worker_slurm.cluster.interface import Cluster
-    from girder_worker_slurm.cluster.run_directory import RunDirectories
+    from girder_worker_slurm.cluster.run_files import RunFiles
     from girder_worker_slurm.girder.inputs import StagingRules
     from girder_worker_slurm.girder.job_updates import JobUpdates
+    from girder_worker_slurm.girder.users import GirderUsers
     from girder_worker_slurm.job.live_job import LiveJob
+    from girder_worker_slurm.job.state import EarlierAttempt, GirderJob, GirderUser, JobState
+    from girder_worker_slurm.options.binds import SiteBind
+    from girder_worker_slurm.options.partitions import Partition
+    from girder_worker_slurm.options.requests import OptionRules
 
 #: The cluster of jobs that run on the worker's own host.
 DIRECT = "direct"
@@ -51,6 +64,8 @@ class ContainerRules:
     gpu_kind: Literal["nv", "rocm", "none"] = "nv"
     #: sbatch options of jobs that want GPUs.
     gpu_options: Mapping[str, str] = field(default_factory=dict)
+    #: Paths of the nodes that containers get to see.
+    binds: tuple[SiteBind, ...] = ()
     #: Whether Docker's limits become sbatch options.
     honours_docker_resources: bool = True
 
@@ -63,36 +78,68 @@ class StoryRules:
     token_prefix: str
     apptainer: str
     slurm_options: tuple[tuple[str, str], ...]
+    """sbatch options of every job."""
     staging: StagingRules
     containers: ContainerRules = ContainerRules()
+    #: Whose new files are kept besides the outputs.
+    archives: ArchiveRules = field(default_factory=ArchiveRules)
+    users: UserMapping = field(default_factory=UserMapping)
+    unix_users: UnixUserRules = field(default_factory=UnixUserRules)
+    hooks: JobHooks = field(default_factory=JobHooks)
     submit_script: Path | None = None
+    #: The site's template of the job script.
+    script_template: Path | None = None
     logs_dir: Path | None = None
     log_limit_bytes: int = 3_000_000
     event_grace_seconds: float = 5.0
+    retries: RetryRules = field(default_factory=RetryRules)
     #: Between two looks for a submission whose answer was lost.
     resolve_seconds: float = 5.0
+
+    def options_of(self, user: GirderUser | None) -> OptionRules:
+        """What tasks of this user may ask of Slurm, above the options of every job; raises UserRefused."""
+        return self.users.rules_for(user, replace(self.staging.slurm, site=self.slurm_options))
+
+    def unix_user_of(self, user: GirderUser | None) -> str:
+        """The Unix user whom jobs of this user run as; empty: the worker's own. Raises UserRefused."""
+        name = self.users.unix_user_of(user)
+        if not name or name == own_name():
+            return ""
+        self.unix_users.check(name, uid_of(name))
+        return name
 
 
 @dataclass(frozen=True)
 class Services:
     """What the steps act through."""
 
-    celery_app: Any
     clock: Clock
     runner: CommandRunner
     cluster: Cluster
     #: Runs jobs on the worker's own host: for calls that somebody waits for.
     direct: DirectCluster
-    runs: RunDirectories
+    #: Of jobs that run as the worker's own Unix user.
+    runs: RunFiles
     images: SifStore
     updates: JobUpdates
+    users: GirderUsers
     results: ResultSender
     #: Whether Celery knows that this task was revoked.
     is_revoked: Callable[[str], bool]
     #: Keeps a message that cannot be run here: (message, why).
     keep_unhandled: Callable[[Mapping[str, Any], str], object]
+    #: The classes that a message may become objects of.
+    admitted_classes: frozenset[str] = STOCK_CLASSES
     #: The tokens of all jobs that any worker on this root carries.
     live_tokens: Callable[[], set[str]] = set
+    #: The cluster's partitions; raises ClusterUnreachable. Empty where they are not known.
+    partitions: Callable[[], Mapping[str, Partition]] = dict
+    #: Girder's settings for Slurm, as the Girder of this job tells them; raises GirderUnreachable.
+    girder_settings: Callable[[GirderJob], Mapping[str, object]] = field(default=lambda _job: {})
+    #: The run files of another Unix user, by their name; raises OSError. None where no job runs as another.
+    runs_as: Callable[[str], RunFiles] | None = None
+    #: Told of each job that is over: task id and state.
+    job_ended: Callable[[str, JobState], None] = field(default=lambda _task_id, _state: None)
     #: Set when the worker stops: steps end where they can be taken up again.
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -100,11 +147,28 @@ class Services:
         """Where this job runs."""
         return self.direct if job.state.cluster == DIRECT else self.cluster
 
+    def runs_of(self, attempt: JobState | EarlierAttempt) -> RunFiles:
+        """The run files of the Unix user whom this attempt runs as; raises OSError where they cannot be reached."""
+        return self.runs_for(attempt.unix_user)
+
+    def runs_for(self, unix_user: str) -> RunFiles:
+        """The run files of a Unix user; empty: of the worker's own."""
+        if not unix_user:
+            return self.runs
+        if self.runs_as is None:
+            msg = f"It runs as the Unix user {unix_user}, and no job does here: see `unix_users` in [users]."
+            raise OSError(errno.EPERM, msg)
+        return self.runs_as(unix_user)
+
     def decoded(self, job: LiveJob) -> DecodedTask:
         """The job's message as objects; raises MessageUndecodable."""
         if job.decoded is None:
-            return decode(job.record.message(), self.celery_app)
+            return self.decode(job.record.message())
         return job.decoded
+
+    def decode(self, message: Mapping[str, Any]) -> DecodedTask:
+        """The objects of a message; raises MessageUndecodable."""
+        return decode(message, self.admitted_classes)
 
     def checker(self, job: LiveJob) -> Callable[[], None]:
         """A function that raises JobCancelled once the job is known to be cancelled."""

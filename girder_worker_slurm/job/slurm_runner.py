@@ -50,6 +50,7 @@ _GRACE_SECONDS = 15.0
 _KEPT_CHARACTERS = 256 * 1024
 _LINE_END = re.compile(r"[\r\n]")
 _NOT_FOUND = 127
+_LEFT_OVER = ".gone"
 
 
 class SlurmCommandRunner:
@@ -85,13 +86,19 @@ class SlurmCommandRunner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: str | None = None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """See `CommandRunner.run`; stderr is mixed into stdout. Raises CommandError where input is given."""
         if stdin:
             msg = f"{argv[0]!r} cannot be given input in a Slurm job."
             raise CommandError(msg)
         return self.stream(
-            argv, timeout_seconds=timeout_seconds, on_line=lambda _line: None, env=env, cwd=cwd
+            argv,
+            timeout_seconds=timeout_seconds,
+            on_line=lambda _line: None,
+            env=env,
+            cwd=cwd,
+            should_stop=should_stop,
         )
 
     def stream(
@@ -121,11 +128,11 @@ class SlurmCommandRunner:
                 with contextlib.suppress(
                     Unreachable
                 ):  # without its directory it is nobody's, and cancelled as such
-                    self._cluster.cancel([slurm_job_id])
+                    self._cluster.cancel([token])
                 raise
         finally:
             self._waited_for.discard(token)
-            shutil.rmtree(run, ignore_errors=True)
+            _remove(run)
 
     def tokens(self) -> set[str]:
         """The names of the jobs that somebody waits for here now."""
@@ -137,10 +144,13 @@ class SlurmCommandRunner:
         Raises ClusterUnreachable.
         """
         for run in self._directory.glob("*"):
+            if run.suffix == _LEFT_OVER:
+                shutil.rmtree(run, ignore_errors=True)
+                continue
             owner = read_holder(run / "owner.json")
             if owner is not None and owner.is_gone():
-                self._cluster.cancel(tokens=(run.name,))
-                shutil.rmtree(run, ignore_errors=True)
+                self._cluster.cancel([run.name])
+                _remove(run)
 
     def _write(self, run: Path, token: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -236,7 +246,7 @@ class SlurmCommandRunner:
             if should_stop is not None and should_stop():
                 if tokens:
                     with contextlib.suppress(Unreachable):
-                        self._cluster.cancel(tokens=tokens)
+                        self._cluster.cancel(tokens)
                 raise CommandStopped(watch.argv, watch.text)
             left = until - self._clock.monotonic()
             if left <= 0:
@@ -296,3 +306,15 @@ class _Watch:
             self._told = line
             self.text += f"{line}\n"
             self._on_line(line)
+
+
+def _remove(run: Path) -> None:
+    """Removes the files of one run, also while its job is still writing there.
+
+    Under another name first: a file that the job makes in the midst of it would keep the directory, then without the
+    note of its owner, and so for ever. What is left under the new name goes the next time.
+    """
+    gone = run.with_name(f"{run.name}{_LEFT_OVER}")
+    with contextlib.suppress(OSError):
+        run.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

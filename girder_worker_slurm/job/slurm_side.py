@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, WAITING_STATES
 from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure, Unreachable
+from girder_worker_slurm.job.retries import (
+    avoided_nodes,
+    is_tried_again,
+    options_avoiding,
+    with_earlier,
+)
 from girder_worker_slurm.job.services import DIRECT, Later
 from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.job.verdict import (
@@ -19,18 +27,21 @@ from girder_worker_slurm.job.verdict import (
     verdict_of_last_word,
     verdict_of_slurm,
 )
+from girder_worker_slurm.options.shapes import plain_options
+from girder_worker_slurm.script.render import sbatch_head
+from girder_worker_slurm.script.resources import head_options
 
 if TYPE_CHECKING:
     from girder_worker_slurm.cluster.interface import JobDetail
     from girder_worker_slurm.job.girder_side import GirderSide
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
-    from girder_worker_slurm.job.state import JobState, Verdict
+    from girder_worker_slurm.job.state import EarlierAttempt, JobState, Verdict
 
 #: How often a submission that never started is repeated before the job is given up.
 _MAX_SUBMITS = 3
-#: How often a job is begun anew, with a new token, after Slurm failed to launch it.
-_MAX_ATTEMPTS = 2
+#: Verdicts of jobs that Slurm may still have in its queue.
+_MAY_STILL_WAIT = ("held", "launch_failed", "requeued")
 _KILL_AFTER_SECONDS = 60.0
 CANCEL_AGAIN_SECONDS = 20.0
 
@@ -46,19 +57,16 @@ class SlurmSide:
     def submit(self, job: LiveJob) -> None:
         """Records the intent, submits, records the id."""
         state = job.record.append("intent", durable=True)
-        if running := self._do.runs.claimant(state.token):
+        if running := self._do.runs_of(state).claimant(state.token):
             # An earlier submission that was given up for lost has surfaced.
             self._submitted(job, SlurmJobId(running))
             return
-        run = self._do.runs.path(state.token)
-        options = self._rules.slurm_options if state.options is None else state.options
-        submission = Submission(state.token, run / "job.slurm", run / "slurm.out", options)
         try:
-            slurm_job_id = self._do.cluster_of(job).submit(submission)
+            slurm_job_id = self._submit(job)
         except SubmitUnsure:
             raise
         except SubmitRejected as error:
-            self._do.runs.claim(state.token, "refused by Slurm")
+            self._do.runs_of(state).claim(state.token, "refused by Slurm")
             raise SubmitRejected(str(error)) from error
         except Unreachable:
             # Slurm has certainly not taken it (a limit, or the command could not be run): no doubt to resolve.
@@ -70,11 +78,11 @@ class SlurmSide:
         """After any doubt whether Slurm has the job: looks it up by its token, and submits again if it has not."""
         state = job.state
         # Whoever has the claim runs, or has run: its id is the one that counts.
-        running = state.slurm_job_id or self._do.runs.claimant(state.token)
+        running = state.slurm_job_id or self._do.runs_of(state).claimant(state.token)
         if running:
             self._submitted(job, SlurmJobId(running))
             return
-        rows = self._do.cluster_of(job).find(state.token)
+        rows = self._do.cluster_of(job).find(state.token, state.unix_user)
         if state.cancel:
             self._cancel_unsure(job, [row.slurm_job_id for row in rows])
             return
@@ -88,7 +96,7 @@ class SlurmSide:
         job.missing = 0
         job.resubmits += 1
         if job.resubmits >= _MAX_SUBMITS:
-            self._do.runs.claim(state.token, "given up")
+            self._do.runs_of(state).claim(state.token, "given up")
             job.record.decide(never_started(state, job.resubmits))
             return
         job.record.append("lost")
@@ -97,22 +105,23 @@ class SlurmSide:
         """Ends the job because it was cancelled or deleted in Girder."""
         state = job.state
         if not state.is_in_slurm:
-            if state.phase is Phase.RENDERED and not self._do.runs.claim(state.token, "cancelled"):
+            if state.phase is Phase.RENDERED and not self._do.runs_of(state).claim(state.token, "cancelled"):
                 # A submission that was given up for lost has surfaced and runs: it is cancelled as any other.
                 job.record.append("intent")
-                self._submitted(job, SlurmJobId(self._do.runs.claimant(state.token)))
+                self._submitted(job, SlurmJobId(self._do.runs_of(state).claimant(state.token)))
                 return
             job.record.decide(cancelled(state))
             return
         now = self._do.clock.monotonic()
-        ids = [SlurmJobId(state.slurm_job_id)]
-        if self._do.runs.claim(state.token, "cancelled"):
+        # By name: a controller that crashed may have lost the job and given its id to another one.
+        if self._do.runs_of(state).claim(state.token, "cancelled"):
             # It has not started and cannot start any more, whatever Slurm does from here on.
-            self._do.cluster_of(job).cancel(ids)
+            self._do.cluster_of(job).cancel([state.token], unix_user=state.unix_user)
             job.record.decide(cancelled(state))
             return
         job.cancel_begun_at = job.cancel_begun_at or now
-        self._do.cluster_of(job).cancel(ids, kill=now - job.cancel_begun_at >= _KILL_AFTER_SECONDS)
+        kill = now - job.cancel_begun_at >= _KILL_AFTER_SECONDS
+        self._do.cluster_of(job).cancel([state.token], kill=kill, unix_user=state.unix_user)
         job.cancel_sent_at = now
         raise Later(CANCEL_AGAIN_SECONDS)
 
@@ -122,12 +131,54 @@ class SlurmSide:
         if state.cancel and state.ended is not None:
             job.record.decide(cancelled(state))
             return
-        verdict = verdict_of_event(state)
+        verdict = verdict_of_event(state) or job.waits_in_vain or self._verdict_with_slurm(job)
         if verdict is None:
-            verdict = self._verdict_with_slurm(job)
-        if verdict is not None:
-            self._await_whole_log(job)
-            job.record.decide(verdict)
+            return
+        may_still_wait = job.waits_in_vain is not None or verdict.code in _MAY_STILL_WAIT
+        if state.cancel:
+            verdict = cancelled(state)
+        self._await_whole_log(job)
+        if is_tried_again(state, verdict, self._rules.retries):
+            self._begin_again(job, verdict)
+        else:
+            job.record.decide(with_earlier(state, verdict))
+        job.waits_in_vain = None
+        if may_still_wait:
+            # Only now: a cancelled job whose verdict is not recorded would look like one that somebody else cancelled.
+            # If it does not reach Slurm now, the last step does it again.
+            with contextlib.suppress(Unreachable):
+                self._do.cluster.cancel([state.token], unix_user=state.unix_user)
+
+    def take_out_of_queue(self, state: JobState) -> None:
+        """Cancels what an ended job may have left in Slurm's queue, where it would do nothing but wait."""
+        left: list[EarlierAttempt | JobState] = list(state.earlier)
+        if state.verdict is not None and state.verdict.code in _MAY_STILL_WAIT:
+            left.append(state)
+        for user in sorted({attempt.unix_user for attempt in left}):
+            tokens = [attempt.token for attempt in left if attempt.unix_user == user]
+            self._do.cluster.cancel(tokens, unix_user=user)
+
+    def _submit(self, job: LiveJob) -> SlurmJobId:
+        """Submits, if possible not to nodes that failed the job before."""
+        state = job.state
+        run = self._do.runs_of(state).path(state.token)
+        # Records of older versions do not repeat what all jobs have.
+        options = plain_options(self._rules.slurm_options) if state.options is None else state.options
+        submission = Submission(state.token, run / "job.slurm", run / "slurm.out", options, state.unix_user)
+        cluster = self._do.cluster_of(job)
+        if nodes := avoided_nodes(state):
+            script = self._do.runs_of(state).read(state.token, "job.slurm").decode("utf-8", errors="replace")
+            head = head_options(sbatch_head(script))
+            elsewhere = options_avoiding(options, nodes, head)
+            try:
+                return cluster.submit(replace(submission, options=elsewhere))
+            except SubmitRejected as error:
+                if elsewhere == options:
+                    raise
+                self._girder.feed(job).note(
+                    f"Slurm does not take it without {', '.join(nodes)} ({error}): submitted for all nodes."
+                )
+        return cluster.submit(submission)
 
     def _submitted(self, job: LiveJob, slurm_job_id: SlurmJobId) -> None:
         job.record.append("submitted", slurm_job_id=slurm_job_id, at=self._do.clock.now())
@@ -145,8 +196,8 @@ class SlurmSide:
 
     def _cancel_unsure(self, job: LiveJob, slurm_job_ids: list[SlurmJobId]) -> None:
         state = job.state
-        won = self._do.runs.claim(state.token, "cancelled")
-        self._do.cluster_of(job).cancel(slurm_job_ids, () if slurm_job_ids else (state.token,))
+        won = self._do.runs_of(state).claim(state.token, "cancelled")
+        self._do.cluster_of(job).cancel([state.token], unix_user=state.unix_user)
         if won:
             job.record.decide(cancelled(state))
         elif slurm_job_ids:
@@ -166,16 +217,15 @@ class SlurmSide:
         if detail.state not in FINAL_STATES:
             if state.ended is not None and detail.state in WAITING_STATES | {"CONFIGURING"}:
                 # Slurm would start it once more; its claim is taken, so that would do nothing.
-                self._do.cluster_of(job).cancel([detail.slurm_job_id])
                 return requeued(state, detail.slurm_job_id)
             if state.ended is not None or state.cluster == DIRECT:
                 job.looks += 1
                 raise Later(min(10.0, 0.5 * 1.2**job.looks))
             job.final_since = 0.0
             return None
-        if state.ended is None and not self._do.runs.claim(state.token, f"ended: {detail.state}"):
+        if state.ended is None and not self._do.runs_of(state).claim(state.token, f"ended: {detail.state}"):
             # It did start; its word may be on the way.
-            claimant = self._do.runs.claimant(state.token)
+            claimant = self._do.runs_of(state).claimant(state.token)
             if claimant and claimant != state.slurm_job_id:
                 # Another submission of the same token runs; the one looked at was turned away by the claim.
                 self._goes_on_as(job, claimant)
@@ -187,55 +237,62 @@ class SlurmSide:
             if self._late_word(job):
                 return None
         elif state.ended is None and _is_failed_launch(state, detail):
-            if state.attempt >= _MAX_ATTEMPTS:
-                return launch_failed(detail)
-            self._begin_again(job, detail)
-            return None
+            return launch_failed(detail)
         return verdict_of_slurm(state, detail)
 
     def _late_word(self, job: LiveJob) -> bool:
-        """Takes a last word that another worker moved out of the spool before it lost the job."""
+        """Takes a last word that another worker moved out of the spool before it lost the job.
+
+        Without one, that of a container which had ended when its job was killed: in the site's commands after it.
+        """
         state = job.state
-        for event in self._do.runs.kept_events(state.token):
-            if event.kind == "ended" and event.nonce == state.nonce:
-                fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
-                job.record.append("ended", **fields)
-                return True
+        heard = [
+            event for event in self._do.runs_of(state).kept_events(state.token) if event.nonce == state.nonce
+        ]
+        for kind in ("ended", "finished"):
+            for event in heard:
+                if event.kind == kind:
+                    fields = {
+                        key: value for key, value in event.fields.items() if key not in ("nonce", "kind")
+                    }
+                    job.record.append("ended", **fields)
+                    return True
         return False
 
-    def _begin_again(self, job: LiveJob, detail: JobDetail) -> None:
-        """A new attempt with a new token: the claim of the old one is the worker's, so it can never start."""
-        self._girder.feed(job).note(
-            f"Slurm cancelled job {detail.slurm_job_id} on {detail.nodes} before it could start; it is submitted anew."
-        )
-        self._do.runs.remove_data(job.state.token)
-        job.record.append("again", why=f"{detail.state} before the start")
-        job.missing = 0
-        job.final_since = 0.0
-        job.resubmits = 0
+    def _begin_again(self, job: LiveJob, verdict: Verdict) -> None:
+        """A new attempt, with a token, a nonce and a run directory of its own: the one before may still be alive."""
+        before = job.state.token
+        self._girder.feed(job).read(final=True)
+        # From here on nothing of it is read any more, and its Slurm job is cancelled wherever it shows.
+        job.record.append("again", token=before, code=verdict.code, nodes=verdict.nodes, why=verdict.sentence)
+        job.begin_anew()
+        self._do.runs_of(job.state).remove_data(before)
+        self._girder.tell_retries(job)
+        with contextlib.suppress(Unreachable):
+            self._girder.flush(job)
 
     def _verdict_of_absence(self, job: LiveJob) -> Verdict | None:
         state = job.state
         if state.ended is not None:
             # Slurm forgot it already; the script's own word is all there is.
             return verdict_of_last_word(state)
-        claimant = self._do.runs.claimant(state.token)
+        claimant = self._do.runs_of(state).claimant(state.token)
         if claimant and claimant != state.slurm_job_id:
             # Another submission of the same token runs; the one that is gone was turned away by the claim.
             self._goes_on_as(job, claimant)
             return None
         if claimant or state.started is not None:
-            age = self._do.clock.now() - state.submitted_at
+            age = state.seconds_since_submission(self._do.clock.now())
             if state.cluster == DIRECT and age < self._do.direct.limit_seconds + 10:
                 # It was started by the worker before this one, and may still run.
                 raise Later(1.0)
-            return vanished(state)
+            return None if self._late_word(job) else vanished(state)
         if state.cancel:
-            self._do.runs.claim(state.token, "cancelled")
+            self._do.runs_of(state).claim(state.token, "cancelled")
             return cancelled(state)
         job.resubmits += 1
         if job.resubmits >= _MAX_SUBMITS:
-            if not self._do.runs.claim(state.token, "given up"):
+            if not self._do.runs_of(state).claim(state.token, "given up"):
                 return vanished(state)
             return never_started(state, job.resubmits)
         self._girder.feed(job).note(
@@ -253,11 +310,7 @@ class SlurmSide:
         now = self._do.clock.monotonic()
         if feed.output is None or not isinstance(expected, int):
             return
-        try:
-            size = feed.output.stat().st_size
-        except OSError:
-            size = 0
-        if size < expected:
+        if feed.output_bytes < expected:
             if not job.final_since:
                 job.final_since = now
             if now - job.final_since < self._rules.event_grace_seconds:

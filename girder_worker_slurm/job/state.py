@@ -7,6 +7,7 @@ of a job is an entry first and a new state second, so that a restarted worker ar
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Why a job whose Girder job was deleted is cancelled; nothing is reported about it.
 DELETED = "deleted"
+#: Clocks that are kept together differ by less.
+_CLOCK_TOLERANCE_SECONDS = 60.0
 
 
 class Phase(enum.IntEnum):
@@ -59,6 +62,8 @@ class Verdict:
     outcome: Outcome
     code: str
     sentence: str
+    #: Where it happened, as Slurm writes nodes, if that matters for what follows. Not part of the record.
+    nodes: str = ""
 
     def as_entry(self) -> dict[str, str]:
         """The verdict as it is written into the record."""
@@ -78,6 +83,55 @@ class GirderJob:
         """The Girder id of the job."""
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
+    @property
+    def api_url(self) -> str:
+        """The address of the Girder that has the job."""
+        return self.url.rstrip("/").rsplit("/", 2)[0]
+
+
+@dataclass(frozen=True)
+class GirderUser:
+    """Who runs a job, as Girder says."""
+
+    id: str
+    login: str = ""
+    """Empty if Girder does not tell it."""
+    email: str = ""
+    """Empty if Girder does not tell it, or was not asked; it tells the groups together with it."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Id of each group → its name; empty if Girder does not tell it, as of a group that is not public."""
+
+    def as_entry(self) -> dict[str, Any]:
+        """The user as the record keeps it."""
+        entry: dict[str, Any] = {"id": self.id, "login": self.login}
+        return {**entry, "email": self.email, "groups": dict(self.groups)} if self.email else entry
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any] | None) -> GirderUser | None:
+        """The user of a record; None for none, as in records of older versions."""
+        if not entry:
+            return None
+        return cls(
+            str(entry["id"]),
+            str(entry.get("login", "")),
+            str(entry.get("email", "")),
+            {str(group): str(name) for group, name in (entry.get("groups") or {}).items()},
+        )
+
+
+@dataclass(frozen=True)
+class EarlierAttempt:
+    """An attempt that the infrastructure ended. Nothing that it still does counts any more."""
+
+    token: str
+    slurm_job_id: str
+    #: The code of the verdict that it would have had.
+    code: str
+    #: Where it was, as Slurm writes nodes; empty if that is not known.
+    nodes: str = ""
+    log_path: str = ""
+    unix_user: str = ""
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -87,17 +141,24 @@ class JobState:
     kind: str = ""
     accepted_at: float = 0.0
     girder: GirderJob | None = None
+    #: Who runs it; None if Girder does not say, or was not asked.
+    user: GirderUser | None = None
+    #: The Unix user that the attempt runs as; empty: the worker's own.
+    unix_user: str = ""
     image: str = ""
     #: The file that the rendered script runs from.
     sif: str = ""
     #: Its Girder job had ended with ERROR before and was sent again: Girder keeps that status whatever happens.
     is_revived: bool = False
+    #: When the tokens of its task expire, in seconds since the epoch; 0 if that is not known.
+    tokens_end_at: float = 0.0
     attempt: int = 0
+    earlier: tuple[EarlierAttempt, ...] = ()
     token: str = ""
     nonce: str = ""
     #: Name of a cluster other than the configured one: ``direct`` for what runs on the worker's host.
     cluster: str = ""
-    #: sbatch options of this job; None: those of every job.
+    #: sbatch options of this job; None: those of every job (in records of older versions).
     options: tuple[tuple[str, str], ...] | None = None
     slurm_job_id: str = ""
     submitted_at: float = 0.0
@@ -105,6 +166,10 @@ class JobState:
     ended: Mapping[str, Any] | None = None
     cancel: str = ""
     verdict: Verdict | None = None
+    #: The analysis ended well, whatever became of its outputs.
+    has_succeeded: bool = False
+    #: Girder did not take the end.
+    is_untold: bool = False
     hooks_done: frozenset[int] = frozenset()
     uploads: Mapping[str, str] = field(default_factory=dict)
     upload_offsets: Mapping[str, int] = field(default_factory=dict)
@@ -116,6 +181,16 @@ class JobState:
     def is_final(self) -> bool:
         """Nothing is left to do."""
         return self.phase is Phase.CLOSED
+
+    def seconds_since_submission(self, now: float) -> float:
+        """How long Slurm has had it; endless if the clock was set back since, or if it is not known."""
+        age = now - self.submitted_at
+        return age if age > -_CLOCK_TOLERANCE_SECONDS else math.inf
+
+    @property
+    def owes_outputs(self) -> bool:
+        """The analysis ended well, but Girder has not got all its outputs: they are kept in the run directory."""
+        return self.has_succeeded and self.verdict is not None and self.verdict.outcome is Outcome.ERROR
 
     @property
     def is_in_slurm(self) -> bool:
@@ -161,9 +236,16 @@ def _admitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
         phase=max(state.phase, Phase.ADMITTED),
         kind=entry.get("kind", ""),
         girder=girder,
+        user=GirderUser.from_entry(entry.get("user")) or state.user,
         image=entry.get("image", ""),
         is_revived=bool(entry.get("revived", state.is_revived)),
+        tokens_end_at=float(entry.get("tokens_end_at") or state.tokens_end_at),
     )
+
+
+def _user(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    """What Girder says about the job's user by now."""
+    return replace(state, user=GirderUser.from_entry(entry.get("user")) or state.user)
 
 
 def _attempt(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -173,6 +255,7 @@ def _attempt(state: JobState, entry: Mapping[str, Any]) -> JobState:
         attempt=int(entry["number"]),
         token=entry["token"],
         nonce=entry["nonce"],
+        unix_user=str(entry.get("unix_user", "")),
         slurm_job_id="",
         started=None,
         ended=None,
@@ -211,9 +294,31 @@ def _rendered(state: JobState, entry: Mapping[str, Any]) -> JobState:
     return replace(state, phase=max(state.phase, Phase.RENDERED), sif=str(entry.get("sif", "")), options=own)
 
 
-def _again(state: JobState, _entry: Mapping[str, Any]) -> JobState:
-    """The attempt is over before it started; the next one gets a token of its own."""
-    return replace(state, phase=Phase.ADMITTED, token="", nonce="", slurm_job_id="", started=None, ended=None)
+def _again(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    """The infrastructure ended the attempt; the next one gets a token of its own."""
+    if state.phase >= Phase.DECIDED or not state.token or entry.get("token", state.token) != state.token:
+        return state
+    over = EarlierAttempt(
+        state.token,
+        state.slurm_job_id,
+        str(entry.get("code", "launch_failed")),
+        str(entry.get("nodes", "")),
+        state.log_path,
+        state.unix_user,
+    )
+    return replace(
+        state,
+        phase=Phase.ADMITTED,
+        earlier=(*state.earlier, over),
+        token="",
+        nonce="",
+        options=None,
+        slurm_job_id="",
+        submitted_at=0.0,
+        started=None,
+        ended=None,
+        log_path="",
+    )
 
 
 def _started(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -236,7 +341,12 @@ def _cancel(state: JobState, entry: Mapping[str, Any]) -> JobState:
 
 def _verdict(state: JobState, entry: Mapping[str, Any]) -> JobState:
     verdict = Verdict(Outcome(entry["outcome"]), entry["code"], entry["sentence"])
-    return replace(state, phase=max(state.phase, Phase.DECIDED), verdict=verdict)
+    return replace(
+        state,
+        phase=max(state.phase, Phase.DECIDED),
+        verdict=verdict,
+        has_succeeded=state.has_succeeded or verdict.outcome is Outcome.SUCCESS,
+    )
 
 
 def _hook_done(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -260,6 +370,14 @@ def _uploaded(state: JobState, entry: Mapping[str, Any]) -> JobState:
     return replace(state, uploaded=state.uploaded | {entry["key"]})
 
 
+def _untold(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+    return replace(state, is_untold=True)
+
+
+def _told_late(state: JobState, _entry: Mapping[str, Any]) -> JobState:
+    return replace(state, is_untold=False)
+
+
 def _result_sent(state: JobState, _entry: Mapping[str, Any]) -> JobState:
     return replace(state, result_sent=True)
 
@@ -267,6 +385,7 @@ def _result_sent(state: JobState, _entry: Mapping[str, Any]) -> JobState:
 _CHANGES: dict[str, Any] = {
     "accepted": _accepted,
     "admitted": _admitted,
+    "user": _user,
     "attempt": _attempt,
     "staged": _staged,
     "rendered": _rendered,
@@ -283,6 +402,8 @@ _CHANGES: dict[str, Any] = {
     "upload_at": _upload_at,
     "uploaded": _uploaded,
     "delivered": _phase(Phase.DELIVERED),
+    "untold": _untold,
+    "told_late": _told_late,
     "result_sent": _result_sent,
     "reported": _phase(Phase.REPORTED),
     "closed": _phase(Phase.CLOSED),

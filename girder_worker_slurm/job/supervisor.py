@@ -12,44 +12,33 @@ import itertools
 import logging
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from girder_worker_singularity.errors import ContainerError
-from girder_worker_slurm.errors import (
-    JobCancelled,
-    JobDeleted,
-    JobError,
-    OwnershipLost,
-    RecordDamaged,
-    Unreachable,
-)
+from girder_worker_slurm.errors import OwnershipLost, RecordDamaged, Unreachable
+from girder_worker_slurm.girder.users import expected_user
+from girder_worker_slurm.job.cancel_watch import CancelWatch
+from girder_worker_slurm.job.girder_side import FIRST_HEARTBEAT_SECONDS
 from girder_worker_slurm.job.image_desk import ImageDesk
+from girder_worker_slurm.job.job_events import JobEvents
 from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.pools import Pool
 from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
-from girder_worker_slurm.job.services import Later, Parked
-from girder_worker_slurm.job.state import Outcome, Phase, Verdict
+from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.job.step_errors import UPDATE, StepErrors
+from girder_worker_slurm.job.submit_turns import SubmitRules, SubmitTurns
 from girder_worker_slurm.job.update_turns import UpdateTurns
-from girder_worker_slurm.job.verdict import UNWRITABLE
-from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from girder_worker_slurm.cluster.interface import Snapshot
-    from girder_worker_slurm.cluster.run_directory import JobEvent
     from girder_worker_slurm.job.run_job import JobStory, Step
     from girder_worker_slurm.job.services import Services
     from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)
-
-_BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-#: A registry that does not answer is asked again this often; then the job ends with that reason.
-_IMAGE_TRIES = 5
-_REQUESTS_PER_LOOK = 100
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class SupervisorRules:
     token_prefix: str
     event_seconds: float = 0.25
     poll_seconds: float = 15.0
-    max_submitted: int = 5000
+    submits: SubmitRules = field(default_factory=SubmitRules)
     updates_per_second: float = 20.0
     log_interval_seconds: float = 1.0
     status_check_seconds: float = 600.0
@@ -85,7 +74,6 @@ class Supervisor:
         self._rules = rules
         self._on_ended = on_ended
         self._jobs: dict[str, LiveJob] = {}
-        self._by_token: dict[str, LiveJob] = {}
         self._incoming: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[LiveJob, Step | None, BaseException | None]] = (
             queue.SimpleQueue()
@@ -94,13 +82,19 @@ class Supervisor:
         self._stop = services.stopping
         self._due: list[tuple[float, int, str]] = []
         self._order = itertools.count()
-        #: Rendered jobs in the order in which they came; a dict for its order and its quick `in`.
-        self._ready_to_submit: dict[str, None] = {}
+        self._submits = SubmitTurns(services.clock, rules.submits)
+        self._events = JobEvents(services, later=self._later)
         self._images = ImageDesk(
             services.images,
             services.stopping,
             begin=self._make_image,
             wake=self._wake.set,
+        )
+        self._cancels = CancelWatch(
+            services, self._jobs, self._images, safely=self._safely, later=self._later
+        )
+        self._errors = StepErrors(
+            story, self._images, later=self._later, forget=self._forget, refused=self._submits.refused
         )
         self._updates = UpdateTurns(
             story,
@@ -113,14 +107,13 @@ class Supervisor:
             services,
             QueueRules(rules.token_prefix, rules.poll_seconds, story.event_grace_seconds),
             has_jobs_in_slurm=self._has_jobs_in_slurm,
-            knows_token=self._is_for_us,
+            knows_token=self._events.knows,
             later=self._later,
             in_pool=partial(self.run_in_pool, "submit"),
             wake=self._wake.set,
         )
         self._pools: dict[str, Pool] = {}
         self._threads: list[threading.Thread] = []
-        self._unasked: list[str] = []
 
     # -- for those outside
 
@@ -175,7 +168,7 @@ class Supervisor:
             if job.state.sif and job.state.phase < Phase.DECIDED
         }
 
-    def run_in_pool(self, pool: str, work: Callable[[], None]) -> None:
+    def run_in_pool(self, pool: str, work: Callable[[], object]) -> None:
         """Runs something that belongs to no job in one of the pools."""
         self._pools[pool].submit(_logged, work)
 
@@ -210,9 +203,8 @@ class Supervisor:
         for snapshot in self._queue.snapshots():
             self._compare_with(snapshot)
         if looks:
-            self._read_events()
-            self._look_for_revoked()
-            self._look_for_requests()
+            self._events.read()
+            self._cancels.look()
         now = self._do.clock.monotonic()
         while self._due and self._due[0][0] <= now:
             _, _, task_id = heapq.heappop(self._due)
@@ -238,14 +230,14 @@ class Supervisor:
         if record.task_id in self._jobs:
             return
         job = LiveJob(record)
+        if record.state.phase is Phase.ACCEPTED:
+            with contextlib.suppress(RecordDamaged):  # the step that needs the message will say so
+                job.expected_user = expected_user(record.message())
         self._jobs[record.task_id] = job
-        if record.state.token:
-            self._by_token[record.state.token] = job
-            for event in (
-                self._do.runs.kept_events(record.state.token) if record.state.phase < Phase.DECIDED else ()
-            ):
-                self._take_event(job, event)
+        self._events.take_up(job)
+        self._submits.settle(job)
         job.next_status_check = self._do.clock.monotonic()
+        job.next_heartbeat = self._do.clock.monotonic() + FIRST_HEARTBEAT_SECONDS
         self._later(job, 0.0)
 
     def _later(self, job: LiveJob, seconds: float) -> None:
@@ -261,9 +253,8 @@ class Supervisor:
             job.has_missed_turn = True
             return
         job.has_missed_turn = False
-        while job.inbox:
-            self._record_event(job, job.inbox[0])
-            del job.inbox[0]
+        self._events.record(job)
+        self._submits.settle(job)
         if job.state.is_final:
             self._forget(job)
             try:
@@ -275,13 +266,15 @@ class Supervisor:
         if step is None:
             return
         if step.name == "submit" and not job.cancel_seen and not job.state.cluster:
-            self._ready_to_submit.setdefault(job.task_id)
+            self._submits.wait(job)
             return
         self._begin(job, step)
 
     def _begin(self, job: LiveJob, step: Step) -> None:
         job.is_busy = True
-        self._pools[step.pool].submit(self._step, job, step)
+        if step.name != "submit":
+            self._submits.stop_waiting(job)
+        self._pools[step.pool].submit(self._step, job, step, user=job.line)
 
     def _step(self, job: LiveJob, step: Step) -> None:
         """In a pool thread: one step, and what came of it."""
@@ -298,11 +291,8 @@ class Supervisor:
         job.is_busy = False
         if job.task_id not in self._jobs:
             return
-        token = job.state.token
-        if token and token not in self._by_token:
-            for old in [known for known, other in self._by_token.items() if other is job]:
-                del self._by_token[old]
-            self._by_token[token] = job
+        self._events.listen(job)
+        self._submits.settle(job)
         if error is None:
             job.failures = 0
             if step is not None:
@@ -310,88 +300,21 @@ class Supervisor:
             if step is not None or job.inbox or job.cancel_seen or job.has_missed_turn:
                 self._later(job, 0.0)
             return
-        self._safely(job, partial(self._after_error, job, step, error))
-
-    def _after_error(self, job: LiveJob, step: Step | None, error: BaseException) -> None:
-        name = step.name if step else "update"
-        if isinstance(error, Later):
-            self._later(job, error.seconds)
-        elif isinstance(error, Parked):
-            self._images.wait(job, error.image, error.policy)
-        elif isinstance(error, JobCancelled):
-            if not job.state.cancel:
-                job.record.append("cancel", why=str(error) or "in Girder")
-            self._later(job, 0.0)
-        elif isinstance(error, JobDeleted):
-            logger.info("Job %s: %s", job.task_id, error)
-            self._story.notice_deleted(job)
-            self._later(job, 0.0)
-        elif isinstance(error, OwnershipLost):
-            logger.warning("%s", error)
-            self._forget(job)
-        elif isinstance(error, Unreachable) or (
-            isinstance(error, ContainerError) and error.retryable and job.failures < _IMAGE_TRIES
-        ):
-            self._retry(job, name, error)
-        elif isinstance(error, (JobError, ContainerError)):
-            self._story.end_with(job, error)
-            self._later(job, 0.0)
-        elif isinstance(error, (OSError, RecordDamaged)):
-            logger.error("Job %s: step %s failed (%s); trying again", job.task_id, name, error)
-            self._retry(job, name, error)
-        else:
-            self._after_bug(job, name, error)
-
-    def _after_bug(self, job: LiveJob, name: str, error: BaseException) -> None:
-        logger.error("Job %s: unexpected error in step %s", job.task_id, name, exc_info=error)
-        gives_up = name in ("deliver", "report") and job.failures >= len(_BACKOFF_SECONDS)
-        if gives_up and name == "report":
-            # Nobody can be told; a record that never ends would help nobody either.
-            self._story.end_unreported(job)
-            self._later(job, 0.0)
-            return
-        if (job.state.phase >= Phase.SUBMITTING and not gives_up) or step_is_update(name):
-            # The Slurm job must not be lost for a mistake of ours.
-            self._retry(job, name, error)
-            return
-        sentence = f"The worker met an unexpected error in step {name}: {type(error).__name__}: {error}. Its log has the details."
-        job.record.decide(Verdict(Outcome.ERROR, "internal", sentence))
-        self._later(job, 0.0)
-
-    def _retry(self, job: LiveJob, name: str, error: BaseException) -> None:
-        seconds = _BACKOFF_SECONDS[min(job.failures, len(_BACKOFF_SECONDS) - 1)]
-        job.failures += 1
-        log = logger.info if job.failures < len(_BACKOFF_SECONDS) else logger.warning
-        log("Job %s: step %s is tried again in %.0f s: %s", job.task_id, name, seconds, error)
-        self._later(job, seconds)
+        self._safely(job, partial(self._errors.settle, job, step.name if step else UPDATE, error))
 
     def _forget(self, job: LiveJob) -> None:
         self._jobs.pop(job.task_id, None)
-        self._by_token.pop(job.state.token, None)
+        self._events.forget(job)
+        self._submits.forget(job)
 
-    def _make_image(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._pools["image"].submit(work, *arguments)
-
-    # -- places in Slurm
+    def _make_image(self, work: Callable[..., None], *arguments: Any, user: str) -> None:
+        self._pools["image"].submit(work, *arguments, user=user)
 
     def _fill_slurm(self) -> None:
-        if not self._ready_to_submit:
-            return
-        taken = sum(
-            1
-            for job in self._jobs.values()
-            if job.state.is_in_slurm or (job.is_busy and job.state.phase is Phase.RENDERED)
-        )
-        while self._ready_to_submit and taken < self._rules.max_submitted:
-            task_id = next(iter(self._ready_to_submit))
-            del self._ready_to_submit[task_id]
-            job = self._jobs.get(task_id)
-            if job is None or job.is_busy or job.state.phase is not Phase.RENDERED:
-                continue
+        for job in self._submits.next_jobs():
             step = self._story.next_step(job)
             if step is not None:
                 self._begin(job, step)
-                taken += 1
 
     # -- the queue
 
@@ -402,96 +325,20 @@ class Supervisor:
         rows = snapshot.by_token()
         for job in list(self._jobs.values()):
             if job.state.phase is Phase.SUBMITTED and not job.is_busy and not job.state.cluster:
-                found = rows.get(job.state.token, [])
+                # Names of jobs are no secret: another user may have given one the same.
+                found = [row for row in rows.get(job.state.token, ()) if row.unix_user == job.state.unix_user]
                 self._safely(job, partial(self._queue.compare, job, found, snapshot))
         self._queue.end_orphans(rows)
 
-    # -- events of job scripts
-
-    def _read_events(self) -> None:
-        try:
-            events = self._do.runs.events(self._is_for_us)
-        except OSError as error:
-            logger.warning("The spool of events cannot be read: %s", error)
-            return
-        for event in events:
-            with contextlib.suppress(OSError):  # it stays in the spool and is read again
-                self._do.runs.keep(event)
-                job = self._by_token.get(event.token)
-                if job is not None:
-                    self._take_event(job, event)
-
-    def _is_for_us(self, token: str) -> bool:
-        """Whether events of this token are ours to read: other workers may share the spool."""
-        return token in self._by_token
-
-    def _take_event(self, job: LiveJob, event: JobEvent) -> None:
-        if event.nonce != job.state.nonce:
-            logger.warning(
-                "Job %s: an event without the right nonce is ignored (%s)", job.task_id, event.path.name
-            )
-            return
-        job.inbox.append(event)
-        self._later(job, 0.0)
-
-    def _record_event(self, job: LiveJob, event: JobEvent) -> None:
-        state = job.state
-        if state.phase >= Phase.DECIDED or event.token != state.token:
-            return
-        if state.slurm_job_id and event.slurm_job_id not in (
-            state.slurm_job_id,
-            self._do.runs.claimant(state.token),
-        ):
-            logger.warning(
-                "Job %s: an event of Slurm job %s, which does not run it, is ignored",
-                job.task_id,
-                event.slurm_job_id,
-            )
-            return
-        fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
-        if event.kind == "started" and state.started is None:
-            job.record.append("started", **fields)
-            job.next_status_check = 0.0
-        elif event.kind == "ended" and state.ended is None:
-            job.record.append("ended", **fields)
-        elif event.kind == "refused" and event.fields.get("why") == UNWRITABLE and state.ended is None:
-            job.record.append("ended", **{**fields, "exit_code": 73, "cause": UNWRITABLE})
-
     # -- Girder
-
-    def _look_for_revoked(self) -> None:
-        revoked = [
-            job for job in self._jobs.values() if not job.cancel_seen and self._do.is_revoked(job.task_id)
-        ]
-        for job in revoked:
-            self._safely(job, partial(self._see_cancel, job, "in Girder"))
-
-    def _look_for_requests(self) -> None:
-        """Honours what `girder-slurm cancel` left, looking at some of the jobs each time."""
-        if not self._unasked:
-            self._unasked = list(self._jobs)
-        some, self._unasked = self._unasked[:_REQUESTS_PER_LOOK], self._unasked[_REQUESTS_PER_LOOK:]
-        for task_id in some:
-            job = self._jobs.get(task_id)
-            why = cancel_request(job.record.path) if job is not None and not job.cancel_seen else ""
-            if job is not None and why:
-                self._safely(job, partial(self._see_cancel, job, why))
-
-    def _see_cancel(self, job: LiveJob, why: str) -> None:
-        job.cancel_seen = why
-        if job.is_parked:
-            self._images.leave(job)
-        if not job.is_busy and job.state.phase < Phase.DECIDED:
-            job.record.append("cancel", why=job.cancel_seen)
-        self._later(job, 0.0)
 
     def _send_updates(self, now: float) -> None:
         """Sends log, progress and the news of the queue, within the budget, the longest waiting first."""
         for job in self._updates.choose(self._jobs.values(), now):
             job.is_busy = True
-            self._pools["girder"].submit(self._flush, job)
+            self._pools["girder"].submit(self._flush, job, user=job.user)
         self._images.spread_news()
-        for job in self._updates.choose_waiting(self._jobs.values()):
+        for job in self._updates.choose_waiting(self._jobs.values(), now, self._submits.why):
             # Not in the job's name: it goes on with its image whether or not Girder has been told.
             self.run_in_pool("girder", partial(self._story.show_waiting, job.state, job.image_phase))
 
@@ -503,11 +350,6 @@ class Supervisor:
             error = caught
         self._finished.put((job, None, error))
         self._wake.set()
-
-
-def step_is_update(name: str) -> bool:
-    """Whether this is the sending of log and progress, which never ends a job."""
-    return name == "update"
 
 
 class _ImageStep:
@@ -534,7 +376,7 @@ def _diary(job: LiveJob, step: Step) -> None:
     logger.info("%s: %s after step %s", ", ".join(ids), what, step.name)
 
 
-def _logged(work: Callable[[], None]) -> None:
+def _logged(work: Callable[[], object]) -> None:
     try:
         work()
     except Unreachable as error:

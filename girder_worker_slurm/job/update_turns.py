@@ -1,19 +1,25 @@
-"""Whose log and progress go to Girder next. All jobs share one budget; the longest waiting comes first."""
+"""Whose log and progress go to Girder next. All jobs share one budget; users take turns, the longest waiting of each first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from girder_worker_slurm.job.girder_side import HEARTBEAT_SECONDS
 from girder_worker_slurm.job.state import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.run_job import JobStory
 
 _LOOKS_PER_SECOND = 500
+#: What thousands wait for is asked now and then only.
+_PLACES_PER_SECOND = 1000
+#: Whoever waits shorter for a place in Slurm is not told.
+_PATIENCE_SECONDS = 5.0
 
 
 class UpdateTurns:
@@ -34,6 +40,9 @@ class UpdateTurns:
         self._status_check_seconds = status_check_seconds
         self._allowance = per_second
         self._counted_at = clock.monotonic()
+        self._next_look_at_places = 0.0
+        #: User → when one of their jobs had its turn.
+        self._served: dict[str, float] = {}
 
     def choose(self, jobs: Collection[LiveJob], now: float) -> list[LiveJob]:
         """The jobs whose turn it is, at most as many as the budget has by now."""
@@ -43,8 +52,7 @@ class UpdateTurns:
             return []
         wanting = [job for job in jobs if self._wants(job, now, len(jobs))]
         wanting.sort(key=lambda job: (job.announced, job.last_flush))
-        chosen = wanting[: int(self._allowance)]
-        self._allowance -= len(chosen)
+        chosen = self._in_turns(wanting, now)
         for job in chosen:
             job.last_flush = now
             job.has_news = False
@@ -52,17 +60,58 @@ class UpdateTurns:
                 job.next_status_check = now + self._status_check_seconds
         return chosen
 
-    def choose_waiting(self, jobs: Collection[LiveJob]) -> list[LiveJob]:
-        """The jobs that wait for an image and have something new to show, as many as the budget has left."""
-        chosen: list[LiveJob] = []
+    def choose_waiting(
+        self, jobs: Collection[LiveJob], now: float, why: Callable[[LiveJob], str]
+    ) -> list[LiveJob]:
+        """The jobs that wait for an image, or for a place in Slurm, and have something new to show, or have been silent for long.
+
+        As many as the budget has left; the longest waiting first: how many bytes are there changes for all of them at
+        once. `why` says what a job waits for that waits for a place.
+        """
+        if self._allowance < 1:
+            return []
+        wanting = []
+        looks_at_places = now >= self._next_look_at_places
+        if looks_at_places:
+            self._next_look_at_places = now + max(self._interval_seconds, len(jobs) / _PLACES_PER_SECOND)
         for job in jobs:
-            if self._allowance < 1:
-                break
-            if job.is_parked and job.image_phase != job.image_phase_shown and job.state.girder is not None:
-                job.image_phase_shown = job.image_phase
-                self._allowance -= 1
-                chosen.append(job)
+            has_waited = job.waits_since and now - job.waits_since >= _PATIENCE_SECONDS
+            is_silent = now >= job.next_heartbeat and job.state.phase < Phase.SUBMITTED
+            if not (job.is_parked or (looks_at_places and has_waited) or is_silent):
+                continue
+            phase = job.image_phase if job.is_parked else why(job)
+            is_new = bool(phase) and phase != job.image_phase_shown
+            if (
+                (is_new or is_silent)
+                and job.state.girder is not None
+                and now - job.last_flush >= self._interval_seconds
+            ):
+                job.image_phase = phase
+                wanting.append(job)
+        wanting.sort(key=lambda job: job.last_flush)
+        chosen = self._in_turns(wanting, now)
+        for job in chosen:
+            job.last_flush = now
+            job.image_phase_shown = job.image_phase
+            job.next_heartbeat = now + HEARTBEAT_SECONDS
         return chosen
+
+    def _in_turns(self, wanting: list[LiveJob], now: float) -> list[LiveJob]:
+        """As many of these as the budget has: the first of each user, then the second, whoever was served last comes last."""
+        if len(wanting) > int(self._allowance):
+            places: Counter[str] = Counter()
+            turns = []
+            for order, job in enumerate(wanting):
+                turns.append((places[job.user], self._served.get(job.user, 0.0), order))
+                places[job.user] += 1
+            turns.sort()
+            self._served = {user: at for user, at in self._served.items() if user in places}
+            wanting = [wanting[order] for _, _, order in turns[: int(self._allowance)]]
+        else:
+            self._served = {}
+        self._served |= {job.user: now for job in wanting}
+        self._allowance -= len(wanting)
+        return wanting
 
     def _wants(self, job: LiveJob, now: float, live: int) -> bool:
         if job.is_busy or job.is_parked or job.state.phase is not Phase.SUBMITTED or job.state.girder is None:
@@ -77,7 +126,10 @@ class UpdateTurns:
             return False
         # Looking costs a call to the file system: at most some hundred a second, however many jobs run.
         job.next_log_look = now + max(self._interval_seconds, live / _LOOKS_PER_SECOND)
-        feed = self._story.feed(job)
         # Found once, it waits for its turn without another look.
-        job.has_news = feed.has_new_output() or feed.has_pending
+        try:
+            feed = self._story.feed(job)
+            job.has_news = feed.has_new_output() or feed.has_pending
+        except OSError:  # the job's files cannot be reached for now; asked again at the next look
+            job.has_news = False
         return job.has_news

@@ -18,15 +18,22 @@ if TYPE_CHECKING:
 
 #: Reasons of a pending job that will never run by itself (squeue(1), JOB REASON CODES).
 _HOPELESS_REASONS = {
+    "BadConstraints": "no node has what it asks for",
+    "DependencyNeverSatisfied": "a job that it depends on failed",
+}
+#: The same, where the job is not to blame.
+_FAILED_LAUNCHES = {
     "launch failed requeued held": "the node could not start it, and Slurm holds it now",
     "JobHoldMaxRequeue": "it was started and requeued too often, and Slurm holds it now",
     "JobHeldMaxRequeue": "it was started and requeued too often, and Slurm holds it now",
-    "BadConstraints": "no node has what it asks for",
-    "DependencyNeverSatisfied": "a job that it depends on failed",
 }
 
 #: The cause that stands for a script which could not take its claim.
 UNWRITABLE = "unwritable"
+#: The cause that stands for a line of the site which ended the script before the container was started.
+PRERUN = "prerun"
+#: The cause that stands for a path of the site that is not on the node.
+BIND = "bind"
 #: Signals that ask a program to end; others, such as USR1, warn it of something.
 _ENDING_SIGNALS = ("TERM", "INT", "XCPU", "HUP")
 
@@ -56,6 +63,13 @@ def final_outcome(state: JobState) -> Verdict:
     return state.verdict
 
 
+def owed_to_girder(state: JobState) -> str:
+    """What Girder did not take of an ended job, in words; empty if it has all."""
+    if state.owes_outputs:
+        return "outputs, and that it ended well"
+    return "how it ended" if state.is_untold else ""
+
+
 def cancelled(state: JobState) -> Verdict:
     """The end of a job that was cancelled in Girder."""
     where = f" Slurm job {state.slurm_job_id} was cancelled." if state.slurm_job_id else ""
@@ -71,6 +85,10 @@ def cancelled(state: JobState) -> Verdict:
 def verdict_of_event(state: JobState) -> Verdict | None:
     """The verdict that the job's own last word allows; None when Slurm has to be asked as well."""
     ended = state.ended
+    if ended is not None and ended.get("cause") == PRERUN and not state.cancel:
+        return _ended_before_container(state)
+    if ended is not None and ended.get("cause") == BIND and not state.cancel:
+        return _site_data_missing(state)
     if ended is None or ended.get("cause") != "exit" or _oom_kills(ended):
         return None
     code = _code(ended)
@@ -92,6 +110,10 @@ def verdict_of_last_word(state: JobState) -> Verdict:
         )
     if ended.get("cause") == UNWRITABLE:
         return _unwritable(state.slurm_job_id, ended)
+    if ended.get("cause") == PRERUN:
+        return _ended_before_container(state)
+    if ended.get("cause") == BIND:
+        return _site_data_missing(state)
     if _was_asked_to_end(ended):
         return _slurm(
             "ended_by_signal",
@@ -107,6 +129,8 @@ def container_failed(state: JobState) -> Verdict:
     """The analysis itself ended with an error."""
     ended = state.ended or {}
     code = _code(ended)
+    if ended.get("begun") is False:
+        return _not_begun(state)
     if 128 < code < 255:
         signal = _SIGNALS.get(code - 128, f"signal {code - 128}")
         how = f"was ended by {signal} (exit code {code})"
@@ -152,9 +176,8 @@ def verdict_of_slurm(state: JobState, detail: JobDetail) -> Verdict | None:
             " administrators, or start the job again.",
         )
     if detail.state in _INFRASTRUCTURE:
-        return _slurm(
-            detail.state.lower(), f"{job} {_INFRASTRUCTURE[detail.state]}{where}. Start the job again."
-        )
+        sentence = f"{job} {_INFRASTRUCTURE[detail.state]}{where}. Start the job again."
+        return _slurm(detail.state.lower(), sentence, detail.nodes)
     if ended is not None and ended.get("cause") == UNWRITABLE:
         return _unwritable(detail.slurm_job_id, ended)
     if ended is not None and _was_asked_to_end(ended) and _code(ended) == 0:
@@ -206,18 +229,19 @@ def requeued(state: JobState, slurm_job_id: str) -> Verdict:
     return _slurm(
         "requeued",
         f"Slurm job {slurm_job_id} was put back into the queue while it ran{_on(state.ended or state.started or {})}: by an"
-        " administrator, for another job, or because its node failed. It is not run a second time by itself: start the"
-        " job again.",
+        " administrator, for another job, or because its node failed. Start the job again.",
+        str((state.ended or state.started or {}).get("node", "")),
     )
 
 
 def launch_failed(detail: JobDetail) -> Verdict:
-    """Slurm gave the job a node, and cancelled it before its script began, in every attempt."""
+    """Slurm gave the job a node, and cancelled it before its script began."""
     return _slurm(
         "launch_failed",
         f"Slurm job {detail.slurm_job_id} could not be launched: Slurm cancelled it on {detail.nodes} before it could"
-        " start, like the attempt before. Most often the node's prolog or environment fails, which slurmd's log on the"
-        " node explains; or somebody cancelled both. Ask the cluster's administrators.",
+        " start. Most often the node's prolog or environment fails, which slurmd's log on the node explains; or somebody"
+        " cancelled it. Ask the cluster's administrators.",
+        detail.nodes,
     )
 
 
@@ -233,13 +257,14 @@ def never_started(state: JobState, attempts: int) -> Verdict:
 
 def hopeless_wait(row: QueueRow) -> Verdict | None:
     """The end of a pending job that Slurm will never start; None for every other job."""
-    why = _HOPELESS_REASONS.get(row.reason.strip("()"))
+    reason = row.reason.strip("()")
+    why = _HOPELESS_REASONS.get(reason) or _FAILED_LAUNCHES.get(reason)
     if row.state not in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT") or why is None:
         return None
-    return _slurm(
-        "held",
-        f"Slurm job {row.slurm_job_id} cannot run: {why} (reason {row.reason}). Ask the cluster's administrators.",
-    )
+    sentence = f"Slurm job {row.slurm_job_id} cannot run: {why} (reason {row.reason}). Ask the cluster's administrators."
+    if reason in _FAILED_LAUNCHES:
+        return _slurm("launch_failed", sentence)
+    return _slurm("held", sentence)
 
 
 def waiting_text(state: str, reason: str) -> str:
@@ -257,8 +282,8 @@ _INFRASTRUCTURE = {
 }
 
 
-def _slurm(code: str, sentence: str) -> Verdict:
-    return Verdict(Outcome.ERROR, code, sentence)
+def _slurm(code: str, sentence: str, nodes: str = "") -> Verdict:
+    return Verdict(Outcome.ERROR, code, sentence, nodes)
 
 
 def _ran_before(state: JobState, detail: JobDetail) -> bool:
@@ -280,6 +305,35 @@ def _unwritable(slurm_job_id: str, ended: Mapping[str, Any]) -> Verdict:
     )
 
 
+def _ended_before_container(state: JobState) -> Verdict:
+    ended = state.ended or {}
+    return _slurm(
+        "prerun_failed",
+        f"The site's commands before the container ended Slurm job {state.slurm_job_id} with exit code {_code(ended)}"
+        f"{_on(ended)}; the analysis was not begun. The end of the log says more; ask the site's administrator.",
+    )
+
+
+def _not_begun(state: JobState) -> Verdict:
+    """The container was not started: its overlay could not be made, or a signal came before it."""
+    ended = state.ended or {}
+    cause = ended.get("cause")
+    why = f"exit code {_code(ended)}" if cause == "exit" else f"SIG{cause} came before that"
+    return _slurm(
+        "not_begun",
+        f"The analysis was not begun: {why}{_on(ended)} (Slurm job {state.slurm_job_id}). The end of the log says more.",
+    )
+
+
+def _site_data_missing(state: JobState) -> Verdict:
+    ended = state.ended or {}
+    return _slurm(
+        "site_data_missing",
+        f"{ended.get('path', 'A path')}, which the site mounts into containers of this image, is not there{_on(ended)} (Slurm"
+        f" job {state.slurm_job_id}); the analysis was not begun. Ask the site's administrator.",
+    )
+
+
 def _code(ended: Mapping[str, Any]) -> int:
     value = ended.get("exit_code")
     # A record without a number is no evidence of success.
@@ -293,7 +347,7 @@ def _oom_kills(ended: Mapping[str, Any]) -> int:
 
 def _peak(ended: Mapping[str, Any] | None) -> str:
     peak = (ended or {}).get("memory_peak_bytes")
-    return f" (at least {peak / 1024**2:.0f} MiB)" if isinstance(peak, int) else ""
+    return f" (at least {peak / 1024**2:.0f} MiB)" if isinstance(peak, int) and peak < 10**18 else ""
 
 
 def _on(event: Mapping[str, Any]) -> str:

@@ -115,12 +115,25 @@ class JobsRoot:
         """The tokens of all jobs that have not ended, whichever worker carries them."""
         return {record.state.token for record in self._load_all(repair=False) if record.state.token}
 
-    def lease(self, clock: Clock, *, wait_seconds: float = 0.0) -> Lease:
-        """This worker's lease; raises StartRefused while another worker of the same name runs."""
+    def lease(self, clock: Clock) -> Lease:
+        """This worker's lease; raises StartRefused while another worker of the same name runs.
+
+        One that cannot be seen from here, since its host was started again or it was in another container, is
+        watched for a minute: nothing else tells whether it is dead, and every start would be refused for ever.
+        """
         path = self.path / "workers" / directory_name(self.worker_id)
         try:
             self._lease = Lease.acquire(
-                path, Holder.this_process(self.worker_id), clock, wait_seconds=wait_seconds
+                path,
+                Holder.this_process(self.worker_id),
+                clock,
+                wait_seconds=2 * STALE_AFTER_SECONDS,
+                unless_it_lives=True,
+                on_wait=lambda holder: logger.warning(
+                    "%s was not stopped properly, or still runs: the start waits up to %.0f s to see which",
+                    holder,
+                    STALE_AFTER_SECONDS,
+                ),
             )
         except LeaseHeld as error:
             msg = (
@@ -135,9 +148,21 @@ class JobsRoot:
 
         One of that name may still run, frozen, and believe that it owns them.
         """
-        for record in self._load_all():
-            if record.owner() == self.worker_id and record.take_over():
-                yield record
+        with self._mark() as mark:
+            for record in self._load_all():
+                if record.owner() == self.worker_id and record.take_over(mark):
+                    yield record
+
+    @contextlib.contextmanager
+    def _mark(self) -> Iterator[Path]:
+        """A file with this worker's id, which becomes the owner file of what it takes over."""
+        mark = self.path / "tmp" / f"owner-{uuid.uuid4().hex}"
+        mark.write_text(self.worker_id, encoding="utf-8")
+        mark.chmod(0o600)
+        try:
+            yield mark
+        finally:
+            mark.unlink(missing_ok=True)
 
     def orphaned_records(self, clock: Clock) -> Iterator[Record]:
         """Takes over the records of workers that are gone, and yields them. Ask every few seconds.
@@ -218,25 +243,33 @@ class JobsRoot:
         return (self.records / name).exists() or (self.ended / name).exists()
 
     def find(self, text: str) -> list[Record]:
-        """Records whose task id, Girder job id, Slurm job id or token is, or begins with, this text."""
+        """Records whose task id, Girder job id, Slurm job id or token is, or begins with, this text.
+
+        Slurm jobs and tokens of earlier attempts count too.
+        """
         found = []
         for record in self.all_records():
             state = record.state
-            names = (record.task_id, state.girder.job_id if state.girder else "", state.token)
-            if state.slurm_job_id == text or any(name.startswith(text) for name in names if name):
+            tokens = (state.token, *(earlier.token for earlier in state.earlier))
+            names = (record.task_id, state.girder.job_id if state.girder else "", *tokens)
+            slurm_jobs = (state.slurm_job_id, *(earlier.slurm_job_id for earlier in state.earlier))
+            if text in slurm_jobs or any(name.startswith(text) for name in names if name):
                 found.append(record)
         return found
 
     def all_records(self) -> Iterator[Record]:
-        """All records, those of ended jobs last; for reading only."""
+        """All records, those of ended jobs last, each once; for reading only."""
+        seen: set[str] = set()  # a job may end between the two listings
         for directory in (self.records, self.ended):
             for name in sorted(os.listdir(directory)) if directory.exists() else ():
-                if name.startswith("."):
+                if name.startswith(".") or name in seen:
                     continue
                 try:
-                    yield Record.load(directory / name, worker_id=self.worker_id, repair=False)
+                    record = Record.load(directory / name, worker_id=self.worker_id, repair=False)
                 except RecordDamaged:
                     continue
+                seen.add(name)
+                yield record
 
     def end(self, record: Record) -> None:
         """Moves the record of an ended job to the ended ones."""

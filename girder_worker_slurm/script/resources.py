@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from girder_worker_slurm.options.catalogue import long_name
+from girder_worker_slurm.options.values import memory_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,12 +19,6 @@ Options = tuple[tuple[str, str], ...]
 #: Stands in a value of the GPU options for how many are wanted.
 GPU_COUNT = "{gpus}"
 USUAL_GPU_OPTIONS = {"gres": f"gpu:{GPU_COUNT}"}
-_LONG = {
-    "A": "account", "C": "constraint", "G": "gpus", "c": "cpus-per-task", "n": "ntasks", "p": "partition", "q": "qos",
-    "t": "time", "w": "nodelist",
-}  # fmt: skip
-_MEMORY = re.compile(r"([0-9]+)([KMGT]?)B?", re.IGNORECASE)
-_MIB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 _ANOTHER_WAY_TO_SAY_MEMORY = ("mem-per-cpu", "mem-per-gpu")
 _ALL_OF_A_NODE = "exclusive"
 
@@ -42,14 +38,16 @@ def job_options(
     *,
     head: Sequence[str] = (),
     gpu_options: Mapping[str, str] | None = None,
+    girder_gpu_options: Mapping[str, str] | None = None,
 ) -> JobOptions:
     """The site's options, raised to what is wished for, never lowered.
 
     `head` are the `#SBATCH` lines of the site's script, over which the command line wins. `gpu_options` are added if
     GPUs are wished for; they replace options of the same name. Where there are none the usual one is added, unless the
-    site's options ask for GPUs already.
+    site's options ask for GPUs already. `girder_gpu_options` win over all of these.
     """
-    said = {**_head_options(head), **{_long(name): value for name, value in site}}
+    over = (girder_gpu_options or {}) if wishes.gpus else {}
+    said = {**head_options(head), **{long_name(name): value for name, value in site}}
     wanted: dict[str, str] = {}
     unmet = []
     if wishes.memory_mib:
@@ -61,20 +59,24 @@ def job_options(
         tasks = _whole(said.get("ntasks")) or 1
         if wishes.cpus > tasks * (_whole(said.get("cpus-per-task")) or 1):
             wanted["cpus-per-task"] = str(math.ceil(wishes.cpus / tasks))
-    if wishes.gpus and not gpu_options and _asks_for_gpus(said):
+    if wishes.gpus and not gpu_options and _asks_for_gpus(said) and "gres" not in over:
         unmet += [f"{wishes.gpus} GPUs"] if wishes.gpus > 1 else []
     elif wishes.gpus:
         for name, value in (gpu_options or USUAL_GPU_OPTIONS).items():
-            wanted[_long(name)] = value.replace(GPU_COUNT, str(wishes.gpus))
-    kept = tuple((name, value) for name, value in site if _long(name) not in wanted)
+            wanted[long_name(name)] = value.replace(GPU_COUNT, str(wishes.gpus))
+    if "gres" in over:
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("gpus")}
+    wanted |= {name: value.replace(GPU_COUNT, str(wishes.gpus)) for name, value in over.items()}
+    kept = tuple((name, value) for name, value in site if long_name(name) not in wanted)
     return JobOptions((*kept, *wanted.items()), tuple(unmet))
 
 
-def _long(name: str) -> str:
-    return _LONG.get(name, name)
+def fixed_gpu_options(gpu_options: Mapping[str, str]) -> frozenset[str]:
+    """The long names of those that a job with GPUs gets however many it wants: partition, account, a time."""
+    return frozenset(long_name(name) for name, value in gpu_options.items() if GPU_COUNT not in value)
 
 
-def _head_options(head: Sequence[str]) -> dict[str, str]:
+def head_options(head: Sequence[str]) -> dict[str, str]:
     """The options of `#SBATCH` lines by their long names; the value of a flag is empty."""
     found: dict[str, str] = {}
     for line in head:
@@ -86,7 +88,7 @@ def _head_options(head: Sequence[str]) -> dict[str, str]:
                 name, equals, text = word[2:].partition("=")
                 found[name] = text if equals else value
             elif word.startswith("-") and len(word) > 1:
-                found[_long(word[1])] = word[2:] or value
+                found[long_name(word[1])] = word[2:] or value
     return found
 
 
@@ -95,13 +97,11 @@ def _asks_for_gpus(said: Mapping[str, str]) -> bool:
 
 
 def _memory_mib(value: str | None) -> float:
-    """What the site gives already; all of a node (`--mem=0`) is more than anybody wishes for."""
-    if value is None:
-        return 0
-    match = _MEMORY.fullmatch(value.strip())
-    if match is None or int(match[1]) == 0:
+    """What the site gives already; what cannot be read is more than anybody wishes for."""
+    try:
+        return 0 if value is None else memory_mib(value)
+    except ValueError:
         return math.inf
-    return int(match[1]) * _MIB[match[2].upper()]
 
 
 def _whole(value: str | None) -> int:

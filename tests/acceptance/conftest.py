@@ -63,6 +63,15 @@ class Site:
             for node in self.stack["DEVSTACK_NODES"].split():
                 self.resume(node)
 
+    @contextmanager
+    def partition_down(self, name: str) -> Iterator[None]:
+        """Jobs of this partition wait for as long as the block lasts."""
+        self.slurm("scontrol", "update", f"partitionname={name}", "state=down", as_root=True)
+        try:
+            yield
+        finally:
+            self.slurm("scontrol", "update", f"partitionname={name}", "state=up", as_root=True)
+
     def resume(self, node: str) -> None:
         """Brings a node back that is down or drained; one that is neither has come back by itself."""
         self.slurm("scontrol", "update", f"nodename={node}", "state=resume", as_root=True, check=False)

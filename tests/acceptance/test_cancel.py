@@ -58,6 +58,7 @@ def test_cancel_while_pending(site: Site, folder: str) -> None:
     _expect_cancelled(site, job, folder, seconds=10)
 
 
+@pytest.mark.fault("cancelled while the worker is down", phases=("message received",))
 def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_down(site: Site, folder: str) -> None:
     site.worker.stop()
     job = site.run_toy(folder)
@@ -90,6 +91,7 @@ def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_full(site: Site, fo
     assert "second.txt" not in site.girder.files(folder)
 
 
+@pytest.mark.fault("cancelled while the worker is down", phases=("running",))
 def test_cancel_while_the_job_runs_and_the_worker_is_down(site: Site, folder: str) -> None:
     job = site.run_toy(folder, sleep=120)
     wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)
@@ -99,6 +101,7 @@ def test_cancel_while_the_job_runs_and_the_worker_is_down(site: Site, folder: st
     _expect_cancelled(site, job, folder)
 
 
+@pytest.mark.fault("cancelled while the worker is down", phases=("ended",))
 def test_a_job_that_ended_while_the_worker_was_down_and_was_cancelled_uploads_nothing(
     site: Site, folder: str
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_job_that_ended_while_the_worker_was_down_and_was_cancelled_uploads_no
     _expect_cancelled(site, job, folder)
 
 
+@pytest.mark.fault("Girder job deleted while the worker is down", phases=("running",))
 def test_a_deleted_job_is_cancelled_in_slurm_and_uploads_nothing(site: Site, folder: str) -> None:
     job = site.run_toy(folder, sleep=120)
     wait_until("it runs", lambda: "second 1" in site.girder.log(job), seconds=30)

@@ -140,7 +140,7 @@ def test_an_image_that_may_be_written_is_and_nothing_is_left_of_it(site: Site, w
             size = int(re.search(r"\s(\d+)\s+\d+\s+\d+\s+\d+%\s+/$", log, re.MULTILINE)[1])
             assert 60 < size <= 80
     token = _token(site, job)
-    assert not list((site.worker.root / "run" / token).glob("scratch/overlay*"))
+    wait_until("it is removed", lambda: not list((site.worker.root / "run" / token).glob("scratch/overlay*")))
 
 
 def site_image(site: Site) -> str:

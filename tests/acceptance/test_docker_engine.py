@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker
 import pytest
 
+from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.source.docker_engine import engine_image
 from tests.support.docker_engine import DockerEngine
 from tests.support.images import build_and_push_image
 
@@ -103,6 +106,17 @@ def test_an_image_that_only_the_engine_has_is_taken_from_there_and_followed(host
     second = host.ensure(image, "always")
     assert second["converted"]
     assert second["said"] == "two a b /opt/my app argument\n"
+
+
+def test_the_size_that_an_engine_tells_is_what_it_saves(host: Host) -> None:
+    image = host.engine.load_image("engine-tests/large:1", {"/noise": os.urandom(5_000_000)})
+    known = engine_image(parse_image_reference(image), {"DOCKER_HOST": host.engine.host})
+    assert known is not None
+    assert known.saved_bytes is not None
+    client = docker.DockerClient(host.engine.host, timeout=30)
+    saved = sum(len(piece) for piece in client.images.get(image).save())
+    client.close()
+    assert known.saved_bytes <= saved <= known.saved_bytes * 1.05
 
 
 def test_the_engine_s_image_goes_before_the_registry_s_of_the_same_name(host: Host) -> None:

@@ -23,7 +23,9 @@ RUN = "girder_worker.docker.tasks.docker_run"
 def _running_and_requeueable(site: Site, folder: str, **params: object) -> tuple[str, str]:
     """A job that Slurm may start again, as a site can force it to."""
     site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+4\n"
+    site.worker.extra_config = (
+        "[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+4\n"
+    )
     site.worker.start()
     job = site.run_toy(folder, sleep=200, **params)
     wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
@@ -48,6 +50,7 @@ def _expect_requeued(site: Site, job: str) -> None:
     assert log.count("toy starts") == 1
 
 
+@pytest.mark.fault("requeued by an administrator", phases=("running",))
 def test_a_job_requeued_while_the_worker_was_down_is_no_success(site: Site, folder: str) -> None:
     job, slurm = _running_and_requeueable(site, folder, mode="graceful")
     site.worker.kill()
@@ -58,6 +61,7 @@ def test_a_job_requeued_while_the_worker_was_down_is_no_success(site: Site, fold
     assert "out.txt" not in site.girder.files(folder)
 
 
+@pytest.mark.fault("requeued by an administrator", phases=("running",))
 def test_a_job_requeued_while_the_worker_looks_on_is_not_run_again(site: Site, folder: str) -> None:
     job, slurm = _running_and_requeueable(site, folder)
     site.slurm("scontrol", "requeue", slurm, as_root=True)
@@ -65,6 +69,7 @@ def test_a_job_requeued_while_the_worker_looks_on_is_not_run_again(site: Site, f
     wait_until("it left the queue", lambda: site.slurm_state(slurm) in ("", "CANCELLED"), seconds=30)
 
 
+@pytest.mark.fault("node down (slurmd killed)", phases=("running",))
 def test_a_job_requeued_after_its_node_died_says_so(site: Site, folder: str) -> None:
     job, slurm = _running_and_requeueable(site, folder)
     node = site.slurm("squeue", "-h", "-j", slurm, "-o", "%N").strip()
@@ -79,6 +84,8 @@ def test_a_job_requeued_after_its_node_died_says_so(site: Site, folder: str) -> 
         site.resume(node)
 
 
+@pytest.mark.fault("job script killed", phases=("running",))
+@pytest.mark.fault("Girder slow", phases=("running",))
 def test_jobs_that_die_without_a_word_are_judged_although_girder_is_slow(
     site: Site, folder: str, slow: SlowLink
 ) -> None:
@@ -140,6 +147,7 @@ NONSENSE: list[tuple[dict[str, Any], bytes, str]] = [
 ]
 
 
+@pytest.mark.fault("message is nonsense", phases=("message received",))
 def test_messages_that_are_nonsense_end_or_are_kept_and_the_worker_goes_on(site: Site, folder: str) -> None:
     for headers, body, content_type in NONSENSE:
         _publish(site, headers, body, content_type)

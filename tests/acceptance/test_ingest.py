@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
-from tests.support.girder_site import ERROR, SUCCESS, wait_until
+from tests.support.girder_site import CANCELED, ERROR, SUCCESS, wait_until
 from tests.support.images import build_and_push_image
 
 if TYPE_CHECKING:
@@ -209,6 +212,42 @@ def test_a_description_that_girder_cannot_read_ends_the_ingest(ingest, desc_type
     assert "Traceback" not in job["text"]
 
 
+def test_a_cancel_ends_a_container_that_does_not_answer(ingest):
+    marker = "4242.0625"
+    image = build_and_push_image(
+        ingest.site.stack["DEVSTACK_REGISTRY"],
+        f"{ingest.repository}:hangs",
+        {"/opt/entry.sh": f"#!/bin/sh\ntrap '' TERM\nsleep {marker} & sleep {marker}\n"},
+        entrypoint=["/opt/entry.sh"],
+    )
+    girder = ingest.site.girder
+    folder = girder.call("GET", "system/setting", params={"key": "slicer_cli_web.task_folder"})
+    job = girder.call("PUT", "slicer_cli_web/docker_image", params={"name": image, "folder": folder})["_id"]
+    wait_until("the image is asked for its CLIs", lambda: processes(marker), seconds=90)
+    girder.cancel(job)
+    cancelled_at = time.monotonic()
+    assert girder.wait_for_end(job, seconds=60)["status"] == CANCELED
+    assert time.monotonic() - cancelled_at < 20
+    wait_until("its container has ended", lambda: not processes(marker), seconds=10)
+    (sif,) = ingest.site.worker.sif.glob("*hangs.sif")
+    wait_until("nobody has its SIF open any more", lambda: not users_of(sif), seconds=10)
+
+
+def users_of(file: Path) -> list[str]:
+    """The processes that have this file open."""
+    found = []
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if descriptor.readlink() == file:
+                found.append(descriptor.parts[2])
+    return found
+
+
+def processes(word: str) -> list[str]:
+    """The ids of the processes that were started with this word."""
+    return subprocess.run(["pgrep", "-f", f"^sleep {word}"], capture_output=True, text=True).stdout.split()
+
+
 def test_sifs_that_nobody_uses_go_and_those_of_live_jobs_stay(ingest, folder):
     site = ingest.site
     idle = ingest.push("idle", {"X": {}}, {"X": xml("Idle")})
@@ -232,13 +271,76 @@ def test_sifs_that_nobody_uses_go_and_those_of_live_jobs_stay(ingest, folder):
     assert sifs[idle].exists()
 
 
+def test_images_that_were_removed_from_girder_are_pruned(ingest):
+    site, girder = ingest.site, ingest.site.girder
+    kept, gone = (ingest.push(tag, {"X": {}}, {"X": xml("X")}) for tag in ("kept", "gone"))
+    ingest(kept, gone)
+    by_hand = site.worker.sif / "by_hand_1.sif"
+    by_hand.write_bytes(next(site.worker.sif.glob("*kept.sif")).read_bytes())
+    girder.call("DELETE", "slicer_cli_web/docker_image", params={"name": json.dumps(gone)})
+    used = site.run_toy(site.girder.new_folder(), sleep=15)
+    site.girder.wait_for(used, 2)
+    age(site, 30)
+    stranger = f"user{uuid.uuid4().hex[:8]}"
+    account = {"login": stranger, "email": f"{stranger}@example.org", "firstName": "A", "lastName": "B"}
+    girder.call("POST", "user", params={**account, "password": "p4ssw0rd!"})
+    logged_in = requests.get(f"{girder.api}/user/authentication", auth=(stranger, "p4ssw0rd!"), timeout=30)
+    refused = run_prune(site, girder.stack["GIRDER_URL"], GIRDER_TOKEN=logged_in.json()["authToken"]["token"])
+    assert (refused.returncode, "not an administrator" in refused.stderr) == (1, True), refused.stderr
+    assert run_prune(site, girder.api, GIRDER_API_KEY="x" * 40).returncode == 1
+    key = girder.call("POST", "api_key", params={"name": "prune", "scope": "null"})["key"]
+    done = run_prune(site, girder.stack["GIRDER_URL"], GIRDER_API_KEY=key)
+    assert done.returncode == 0, done.stderr
+    removed = [entry["image"] for entry in json.loads(done.stdout)["removed"]]
+    assert gone in removed
+    assert kept not in removed
+    assert not list(site.worker.sif.glob("*gone.sif"))
+    assert by_hand.exists()
+    by_hand.unlink()
+    assert site.girder.wait_for_end(used)["status"] == SUCCESS
+
+
+def test_a_worker_with_a_key_removes_what_was_removed_from_girder(ingest):
+    site, girder = ingest.site, ingest.site.girder
+    kept, gone = (ingest.push(tag, {"X": {}}, {"X": xml("X")}) for tag in ("stays", "goes"))
+    ingest(kept, gone)
+    (gone_sif,) = site.worker.sif.glob("*goes.sif")
+    girder.call("DELETE", "slicer_cli_web/docker_image", params={"name": json.dumps(gone)})
+    site.worker.stop()
+    age(site, 30)
+    key = site.worker.root.with_name(f"{site.worker.root.name}.key")
+    key.write_text(girder.call("POST", "api_key", params={"name": "worker", "scope": "null"})["key"] + "\n")
+    shutil.chown(key, site.stack["DEVSTACK_USER"])
+    key.chmod(0o600)
+    site.worker.extra_config = f"[girder]\napi_url = {girder.api}\nprune_key_file = {key}\n"
+    site.worker.start()
+    wait_until("its SIF is gone", lambda: not gone_sif.exists(), seconds=40)
+    assert list(site.worker.sif.glob("*stays.sif"))
+    assert key.read_text().strip() not in site.worker.log.read_text()
+
+
+def run_prune(site: Site, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`girder-singularity prune --keep-girder`, called by the worker's user with this account."""
+    program = str(Path(sys.executable).with_name("girder-singularity"))
+    return subprocess.run(
+        site.stack.as_user([program, "prune", "--json", "--keep-girder", url]),
+        env={**site.stack.user_environment(), "SIF_IMAGE_PATH": str(site.worker.sif), **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def age(site: Site, days: float) -> None:
     """As if nothing in the worker's store had been made or used for that long."""
     then = time.time() - days * DAY
     for note in site.worker.sif.glob("*.sif.json"):
         note.write_text(json.dumps({**json.loads(note.read_text()), "converted_at": then}))
-    for path in (*site.worker.sif.glob("*.sif"), *site.worker.sif.glob(".used/*")):
+    for path in site.worker.sif.glob("*.sif"):
         os.utime(path, (then, then))
+    for stamp in site.worker.sif.glob(".used/*"):
+        stamp.write_text(f"{then}\n")
 
 
 def prune(site: Site, *argv: str) -> dict[str, Any]:

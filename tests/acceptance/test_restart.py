@@ -66,6 +66,21 @@ def _expect_each_ran_once(site: Site, folder: str, jobs: list[str]) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.fault(
+    "worker killed (SIGKILL)",
+    phases=(
+        "directory written",
+        "inputs staging",
+        "intent written",
+        "sbatch in flight",
+        "submitted",
+        "pending",
+        "running",
+        "ended",
+        "outputs uploading",
+        "status reporting",
+    ),
+)
 def test_sigkill_in_every_phase_loses_and_doubles_nothing(site: Site, folder: str, phase: str) -> None:
     jobs = [site.run_toy(folder, sleep=1 + number % 3) for number in range(JOBS)]
     _kill_when(site, phase)
@@ -73,6 +88,9 @@ def test_sigkill_in_every_phase_loses_and_doubles_nothing(site: Site, folder: st
     _expect_each_ran_once(site, folder, jobs)
 
 
+@pytest.mark.fault(
+    "worker killed again and again", phases=("inputs staging", "submitted", "running", "outputs uploading")
+)
 def test_sigkill_again_and_again(site: Site, folder: str) -> None:
     jobs = [site.run_toy(folder, sleep=3) for _ in range(JOBS)]
     for _ in range(5):
@@ -81,6 +99,7 @@ def test_sigkill_again_and_again(site: Site, folder: str) -> None:
     _expect_each_ran_once(site, folder, jobs)
 
 
+@pytest.mark.fault("worker stopped (SIGTERM)", phases=("running",))
 def test_sigterm_stops_at_once_and_the_jobs_go_on(site: Site, folder: str) -> None:
     jobs = [site.run_toy(folder, sleep=8) for _ in range(3)]
     for job in jobs:

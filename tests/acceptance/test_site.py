@@ -91,6 +91,7 @@ def test_an_image_comes_through_the_site_s_mirror(site: Site) -> None:
     assert (site.worker.sif / "registry.invalid_tests_toy_1.sif").exists()
 
 
+@pytest.mark.fault("second worker takes over", phases=("submitted", "running"))
 def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, folder: str) -> None:
     """The jobs of a killed worker go on under another; when it comes back it leaves them alone."""
     site.worker.stop()
@@ -124,7 +125,7 @@ def test_a_second_worker_takes_over_and_the_first_may_come_back(site: Site, fold
     ("extra", "broker", "words"),
     [
         ("", "amqp://girder:wrong@{place}//", "Correct user, password"),
-        ("[slurm.options]\noutput = /tmp/x\n", "", "`output` is set by the worker itself"),
+        ("[slurm.options]\noutput = /tmp/x\n", "", "sets `output`, which only the worker itself may"),
         ("[slurm]\nnonsense = 1\n", "", "unknown setting `nonsense`"),
         ("[singularity.registry_map]\ndocker.io = nohost\n", "", "registry_map"),
         ("[slurm]\nsubmit_script = /nowhere/x.slurm\n", "", "/nowhere/x.slurm"),

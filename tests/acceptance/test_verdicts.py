@@ -45,6 +45,7 @@ def _expect_error(site: Site, job: str, *words: str, seconds: float = 60) -> Non
     assert "Traceback" not in log
 
 
+@pytest.mark.fault("cancelled by an administrator (scancel)", phases=("running",))
 def test_cancelled_in_slurm_by_somebody_else(site: Site, folder: str) -> None:
     job, slurm = _running(site, folder, sleep=100)
     site.slurm("scancel", slurm)
@@ -64,20 +65,13 @@ def test_time_limit(site: Site, folder: str) -> None:
     _expect_error(site, job, "reached its time limit", seconds=150)
 
 
-def test_node_failure(site: Site, folder: str) -> None:
-    job, slurm = _running(site, folder, sleep=100)
-    node = site.slurm("squeue", "-h", "-j", slurm, "-o", "%N").strip()
-    try:
-        site.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test", as_root=True)
-        _expect_error(site, job, "because its node failed", node)
-    finally:
-        site.resume(node)
-
-
+@pytest.mark.fault("node does not boot", phases=("pending",))
 def test_a_node_that_does_not_boot(site: Site, folder: str) -> None:
     node = site.stack["DEVSTACK_NODES"].split()[2]
     site.worker.stop()
-    site.worker.extra_config = f"[slurm.options]\nmem = 150\nnodelist = {node}\n"
+    site.worker.extra_config = (
+        f"[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nnodelist = {node}\n"
+    )
     site.worker.start()
     power_saving = (
         "SuspendProgram=/bin/true",
@@ -106,27 +100,6 @@ def test_a_node_that_does_not_boot(site: Site, folder: str) -> None:
         site.resume(node)
 
 
-def test_preempted(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm]\npartition = low\n[slurm.options]\nmem = 150\nexclusive =\n"
-    site.worker.start()
-    job, slurm = _running(site, folder, sleep=100)
-    node = site.slurm("squeue", "-h", "-j", slurm, "-o", "%N").strip()
-    rival = site.slurm(
-        "sbatch",
-        "--parsable",
-        "--partition=high",
-        "--exclusive",
-        f"--nodelist={node}",
-        "--output=/dev/null",
-        "--wrap=sleep 60",
-    ).strip()
-    try:
-        _expect_error(site, job, "preempted")
-    finally:
-        site.slurm("scancel", rival)
-
-
 def test_an_option_that_sbatch_refuses_is_shown_in_its_own_words(site: Site, folder: str) -> None:
     site.worker.stop()
     site.worker.extra_config = "[slurm]\npartition = nosuch\n"
@@ -135,6 +108,7 @@ def test_an_option_that_sbatch_refuses_is_shown_in_its_own_words(site: Site, fol
     _expect_error(site, job, "Slurm refused the job", "invalid partition specified")
 
 
+@pytest.mark.fault("job script killed", phases=("running",))
 def test_a_job_without_the_script_s_word_is_no_success(site: Site, folder: str) -> None:
     job, slurm = _running(site, folder, sleep=100)
     site.slurm("scancel", "--signal=KILL", "--full", slurm)
@@ -161,6 +135,7 @@ def test_a_job_that_cannot_end_before_its_deadline(site: Site, folder: str) -> N
     _expect_error(site, job, "could not end before its deadline", seconds=100)
 
 
+@pytest.mark.fault("Slurm has forgotten the job (MinJobAge)", phases=("running",))
 def test_a_job_that_slurm_has_forgotten(site: Site, folder: str) -> None:
     with site.slurm_conf("MinJobAge=2"):
         job, slurm = _running(site, folder, sleep=100)
@@ -172,6 +147,7 @@ def test_a_job_that_slurm_has_forgotten(site: Site, folder: str) -> None:
     assert "out.txt" not in site.girder.files(folder)
 
 
+@pytest.mark.fault("Slurm has forgotten the job (MinJobAge)", phases=("ended",))
 def test_a_job_that_slurm_forgot_after_it_had_ended_well_is_a_success(site: Site, folder: str) -> None:
     with site.slurm_conf("MinJobAge=2"):
         job, slurm = _running(site, folder, sleep=3)
@@ -185,12 +161,13 @@ def test_a_job_that_slurm_forgot_after_it_had_ended_well_is_a_success(site: Site
 def test_a_node_that_cannot_launch_the_job(site: Site, folder: str) -> None:
     with site.slurm_conf("Prolog=/bin/false"):
         job = site.run_toy(folder)
-        _expect_error(site, job, "before it could start; it is submitted anew", "could not be launched")
+        _expect_error(site, job, "Try 2: ", "could not be launched", "That was try 3. Before it: ")
         drained = site.slurm("sinfo", "-h", "-N", "-p", "normal", "-o", "%T").split()
-    assert drained.count("drained") == 2  # one a try
+    assert drained.count("drained") == 3  # one a try
 
 
-def test_a_failed_launch_is_tried_once_more(site: Site, folder: str) -> None:
+@pytest.mark.fault("launch fails on the node", phases=("pending",))
+def test_a_failed_launch_is_tried_again(site: Site, folder: str) -> None:
     prolog = Path(site.stack["SLURM_CONF"]).with_name("prolog")
     mark = prolog.with_name("prolog-has-failed")
     prolog.write_text(f"#!/bin/sh\nmkdir {mark} 2>/dev/null && exit 1\nexit 0\n", encoding="utf-8")
@@ -204,12 +181,15 @@ def test_a_failed_launch_is_tried_once_more(site: Site, folder: str) -> None:
         prolog.unlink()
         mark.rmdir()
     assert ended["status"] == SUCCESS
-    assert "before it could start; it is submitted anew" in "".join(ended["log"])
+    assert "could not be launched on" in "".join(ended["log"])
 
 
+@pytest.mark.fault("launch fails on the node", phases=("pending",))
 def test_a_job_that_slurm_holds_after_a_failed_launch(site: Site, folder: str) -> None:
     site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+6\n"
+    site.worker.extra_config = (
+        "[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+6\n"
+    )
     site.worker.start()
     with site.slurm_conf("Prolog=/bin/false"):
         job = site.run_toy(folder)
@@ -221,6 +201,7 @@ def test_a_job_that_slurm_holds_after_a_failed_launch(site: Site, folder: str) -
     wait_until("it left the queue", lambda: site.slurm_state(slurm) in ("", "CANCELLED"), seconds=30)
 
 
+@pytest.mark.fault("held by an administrator", phases=("pending",))
 def test_a_job_that_somebody_holds_waits_and_says_so(site: Site, folder: str) -> None:
     site.worker.stop()
     site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+6\n"

@@ -26,6 +26,7 @@ from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitRejected
+from girder_worker_slurm.options.partitions import used_partitions
 from girder_worker_slurm.script.render import JobScript, argument_file, render_script
 from girder_worker_slurm.testing import FakeCluster, FakeProgram
 
@@ -119,14 +120,12 @@ def real_lab(tmp_path):
     runs = RunDirectories(base)
     runs.prepare()
     clock = SystemClock()
-    options = CommandOptions(users=(getpass.getuser(),), timeout_seconds=60.0)
+    options = CommandOptions(user=getpass.getuser(), timeout_seconds=60.0)
     cluster = CommandCluster(LocalCommandRunner(clock=clock), clock, CallBudget(50.0, clock), options)
     lab = Lab(cluster, runs, lambda: sleep(0.2), lambda _token, _program: None)
     yield lab
     rows = cluster.snapshot().rows
-    left = [row.slurm_job_id for row in rows if row.token in lab.tokens and row.state not in FINAL_STATES]
-    if left:
-        cluster.cancel(left, kill=False)
+    cluster.cancel([row.token for row in rows if row.token in lab.tokens and row.state not in FINAL_STATES])
     shutil.rmtree(base, ignore_errors=True)
 
 
@@ -138,7 +137,7 @@ def direct_lab(tmp_path):
     cluster = DirectCluster(LocalCommandRunner(clock=clock), clock, limit_seconds=60.0)
     lab = Lab(cluster, runs, lambda: sleep(0.02), lambda _token, _program: None)
     yield lab
-    cluster.cancel([], lab.tokens)
+    cluster.cancel(lab.tokens)
 
 
 LABS = {"fake": fake_lab, "direct": direct_lab, "commands": real_lab}
@@ -154,6 +153,24 @@ def queue(request, tmp_path):
 @pytest.fixture(params=["fake", "direct", COMMANDS])
 def lab(request, tmp_path):
     yield from LABS[request.param](tmp_path)
+
+
+@pytest.fixture(params=[COMMANDS])
+def commands(request, tmp_path):
+    """Slurm by its commands, which answers more than is asked of every cluster."""
+    yield from LABS[request.param](tmp_path)
+
+
+def test_partitions_tell_what_jobs_get_that_do_not_say(commands):
+    partitions = commands.cluster.partitions()
+    (default,) = used_partitions({}, partitions)
+    assert default.is_default
+    assert default.counts_memory
+    assert default.node_memory_mib > 1000
+
+
+def test_a_cluster_without_accounting_says_so(commands):
+    assert commands.cluster.accounted(["1"]) is None
 
 
 def test_a_submitted_job_has_an_id_and_is_found_by_its_token(queue):
@@ -214,32 +231,34 @@ def test_an_id_that_slurm_does_not_know_is_none_and_no_error(lab):
 
 
 def test_to_cancel_what_does_not_exist_is_no_error(lab):
-    lab.cluster.cancel([SlurmJobId("99999999")])
-    lab.cluster.cancel([], [f"gw-contract-nobody-{uuid.uuid4().hex}"])
-    lab.cluster.cancel()
+    lab.cluster.cancel([f"gw-contract-nobody-{uuid.uuid4().hex}"])
+    lab.cluster.cancel([])
 
 
 def test_a_waiting_job_that_is_cancelled_never_runs(queue):
     token = queue.quick()
     job_id = queue.submit(token, *WAITS)
-    queue.cluster.cancel([job_id])
+    queue.cluster.cancel([token])
     queue.detail(job_id, "CANCELLED")
     assert queue.events(token) == {}
     assert queue.runs.claimed_by(token) == ""
 
 
-def test_a_waiting_job_is_cancelled_by_its_token_alone(queue):
-    token = queue.endless()
-    job_id = queue.submit(token, *WAITS)
-    queue.cluster.cancel([], [token])
-    queue.detail(job_id, "CANCELLED")
+def test_all_jobs_of_a_name_are_cancelled_and_no_other(queue):
+    token, other = queue.endless(), queue.endless()
+    twins = [queue.submit(token, *WAITS), queue.submit(token, *WAITS)]
+    bystander = queue.submit(other, *WAITS)
+    queue.cluster.cancel([token])
+    for twin in twins:
+        queue.detail(twin, "CANCELLED")
+    queue.detail(bystander, "PENDING")
 
 
 def test_a_running_job_that_is_cancelled_tells_that_it_was_asked_to_end(lab):
     token = lab.endless()
     job_id = lab.submit(token)
     lab.event(token, "started")
-    lab.cluster.cancel([job_id])
+    lab.cluster.cancel([token])
     ended = lab.event(token, "ended")
     assert ended.fields["cause"] == "TERM"
     lab.detail(job_id, "CANCELLED")
@@ -249,7 +268,7 @@ def test_a_running_job_can_be_killed(lab):
     token = lab.endless()
     job_id = lab.submit(token)
     lab.event(token, "started")
-    lab.cluster.cancel([job_id], kill=True)
+    lab.cluster.cancel([token], kill=True)
     lab.detail(job_id, *FINAL_STATES)
 
 
@@ -257,7 +276,7 @@ def test_a_job_that_has_ended_can_be_cancelled_again_without_an_error(lab):
     token = lab.quick()
     job_id = lab.submit(token)
     lab.detail(job_id, "COMPLETED")
-    lab.cluster.cancel([job_id])
+    lab.cluster.cancel([token])
     assert lab.cluster.describe(job_id).state == "COMPLETED"
 
 

@@ -117,6 +117,23 @@ class TestEveryRunner:
         with pytest.raises(CommandTimeout):
             runner.stream(sh("echo early; sleep 60"), timeout_seconds=0.5, on_line=lambda _line: None)
 
+    def test_a_program_is_ended_when_its_caller_wants_it(self, runner):
+        started = time.monotonic()
+        with pytest.raises(CommandStopped) as caught:
+            runner.run(
+                sh("echo early; sleep 60"),
+                timeout_seconds=70,
+                should_stop=lambda: time.monotonic() - started > 0.3 or isinstance(runner, FakeCommandRunner),
+            )
+        assert caught.value.stdout == "early\n"
+        assert time.monotonic() - started < 10
+
+    def test_a_program_that_may_go_on_ends_as_it_likes(self, runner):
+        result = runner.run(
+            sh("echo one; echo two >&2; exit 3"), timeout_seconds=20, should_stop=lambda: False
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (3, "one\n", "two\n")
+
     def test_a_stream_ends_when_it_is_told_to(self, runner):
         lines: list[str] = []
         with pytest.raises(CommandStopped):
@@ -152,6 +169,12 @@ class TestTheRealRunner:
         processes = Processes("sleep 61.0625")
         with pytest.raises(CommandTimeout):
             LocalCommandRunner().run(sh("sleep 61.0625 & sleep 61.0625"), timeout_seconds=0.3)
+        assert processes.gone_within(2)
+
+    def test_process_groups_that_it_made_are_killed_too(self):
+        processes = Processes("sleep 65.0625")
+        with pytest.raises(CommandTimeout):
+            LocalCommandRunner().run(["bash", "-c", "set -m; sleep 65.0625 & wait"], timeout_seconds=0.5)
         assert processes.gone_within(2)
 
     def test_a_program_that_ignores_the_polite_signal_is_killed(self):

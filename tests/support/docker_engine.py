@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import docker
 import docker.errors
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 # Not the caller's PATH: that may lack sbin, or have another engine's programs in front.
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _SECONDS_TO_START = 30
-# An empty /run hides the containerd of the machine, which dockerd would otherwise use.
-_START = 'mount -t tmpfs tmpfs /run && exec dockerd "$@"'
+# An empty /run hides the containerd of the machine, which dockerd would otherwise use. Where systemd answers
+# for names, its file with their servers stays.
+_START = """
+set -e
+servers=
+if [ -r /run/systemd/resolve/resolv.conf ]; then servers=$(cat /run/systemd/resolve/resolv.conf); fi
+mount -t tmpfs tmpfs /run
+if [ -n "$servers" ]; then
+  mkdir -p /run/systemd/resolve
+  printf '%s\\n' "$servers" | tee /run/systemd/resolve/stub-resolv.conf > /run/systemd/resolve/resolv.conf
+fi
+exec dockerd "$@"
+"""
 
 
 @dataclass
@@ -36,13 +47,19 @@ class DockerEngine:
     group: str
     directory: Path = Path()
     process: subprocess.Popen[bytes] | None = None
+    # Its containers have no network, and nothing is built in it.
+    unshared: ClassVar[Sequence[str]] = ("--net",)
+    options: Sequence[str] = (
+        *("--storage-driver=vfs", "--bridge=none"),
+        *("--iptables=false", "--ip6tables=false", "--ip-forward=false"),
+    )
 
     @property
     def host(self) -> str:
         """What DOCKER_HOST says."""
         return f"unix://{self.directory}/docker.sock"
 
-    def __enter__(self) -> DockerEngine:  # noqa: PYI034 - no subclass of it is wanted  # noqa: PYI034 - Self came with Python 3.11
+    def __enter__(self) -> DockerEngine:  # noqa: PYI034 - Self came with Python 3.11
         self.directory = Path(tempfile.mkdtemp(prefix="engine-", dir=self.parent))
         try:
             self.directory.chmod(0o711)
@@ -135,7 +152,7 @@ class DockerEngine:
         argv = [
             # Ends with the process of the tests, even when that is killed.
             "setpriv", "--pdeathsig=KILL",
-            "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+            "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *self.unshared,
             "sh", "-c", _START, "dockerd",
             f"--config-file={config}",
             f"--host={self.host}",
@@ -143,8 +160,7 @@ class DockerEngine:
             f"--data-root={self.directory}/data",
             f"--exec-root={self.directory}/exec",
             f"--pidfile={self.directory}/dockerd.pid",
-            "--storage-driver=vfs",
-            "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
+            *self.options,
         ]  # fmt: skip
         with log.open("wb") as output:
             self.process = subprocess.Popen(

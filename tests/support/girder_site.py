@@ -49,9 +49,11 @@ def wait_until(
 
 @dataclass
 class GirderSite:
-    """One Girder, logged in as its administrator."""
+    """One Girder, logged in as its administrator, or as another user."""
 
     stack: Stack
+    name: str = ""
+    password: str = ""
     session: requests.Session = field(default_factory=requests.Session)
     token: str = ""
 
@@ -64,13 +66,23 @@ class GirderSite:
         """This site, logged in."""
         answer = self.session.get(
             f"{self.api}/user/authentication",
-            auth=(self.stack["GIRDER_ADMIN_LOGIN"], self.stack["GIRDER_ADMIN_PASSWORD"]),
+            auth=(
+                self.name or self.stack["GIRDER_ADMIN_LOGIN"],
+                self.password or self.stack["GIRDER_ADMIN_PASSWORD"],
+            ),
             timeout=30,
         )
         answer.raise_for_status()
         self.token = answer.json()["authToken"]["token"]
         self.session.headers["Girder-Token"] = self.token
         return self
+
+    def new_user(self, name: str) -> GirderSite:
+        """The same Girder as a new user sees it, who is no administrator."""
+        password = uuid.uuid4().hex
+        person = {"firstName": name, "lastName": "Tester", "email": f"{name}@example.org"}
+        self.call("POST", "user", params={"login": name, "password": password, **person})
+        return GirderSite(self.stack, name, password).login()
 
     def call(self, method: str, path: str, *, ok: bool = True, **kwargs: Any) -> Any:
         """Girder's answer as JSON."""
@@ -134,21 +146,25 @@ class GirderSite:
             "job = Job().createJob(title=sys.argv[2], type='celery', handler='celery_handler', user=user);"
             "print(job['_id'], Job().createJobToken(job)['_id'])"
         )
-        done = subprocess.run(
-            [self.stack["GIRDER_PYTHON"], "-c", code, self.stack["GIRDER_ADMIN_LOGIN"], title],
-            env={"PATH": os.environ["PATH"], "GIRDER_MONGO_URI": self.stack["GIRDER_MONGO_URI"]},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        job, token = done.stdout.split()[-2:]
+        job, token = self.inside(code, self.stack["GIRDER_ADMIN_LOGIN"], title)[-2:]
         return job, {
             "method": "PUT",
             "url": f"{self.api}/job/{job}",
             "headers": {"Girder-Token": token},
             "logPrint": True,
         }
+
+    def inside(self, code: str, *arguments: str) -> list[str]:
+        """The words that a program prints which uses Girder's own models."""
+        done = subprocess.run(
+            [self.stack["GIRDER_PYTHON"], "-c", code, *arguments],
+            env={"PATH": os.environ["PATH"], "GIRDER_MONGO_URI": self.stack["GIRDER_MONGO_URI"]},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return done.stdout.split()
 
     def cli(self, image: str, name: str) -> str:
         """The id of an ingested CLI."""

@@ -44,6 +44,7 @@ def build_and_push_image(
     *,
     command: Sequence[str] | None = None,
     credentials: str | None = None,
+    applets: bool = True,
 ) -> str:
     """The reference `registry/name` of a new image that is now in the registry.
 
@@ -59,6 +60,7 @@ def build_and_push_image(
             env=env,
             labels=labels,
             command=command,
+            applets=applets,
         )
         argv = ["skopeo", "copy", "--insecure-policy", "--quiet", "--dest-tls-verify=false"]
         if credentials:

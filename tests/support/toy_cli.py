@@ -59,7 +59,7 @@ while [ $# -gt 2 ]; do
   esac
   shift 2
 done
-echo "toy starts in $(pwd) as pid $$"
+echo "toy starts in $(pwd) on $(uname -n) as pid $$"
 echo "to stderr" >&2
 [ "$mode" = ignore-term ] && trap '' TERM
 half=$2
@@ -68,6 +68,8 @@ if [ "$mode" = memory ]; then
   tail -c 2000000000 /dev/zero | tail > /dev/null
 fi
 [ "$mode" = latin1 ] && printf 'caf\351 and \303\251\n'
+# In one line, so many megabytes.
+[ "$mode" = line ] && head -c "${lines}000000" /dev/zero | tr '\0' x && echo && lines=0
 i=0
 while [ $i -lt "$lines" ]; do
   i=$((i + 1))
@@ -109,15 +111,25 @@ _SUM_XML = """<?xml version="1.0" encoding="UTF-8"?>
     <file><name>second</name><label>Second</label><description>Two</description><channel>input</channel><index>1</index></file>
     <directory><name>outputDir</name><label>Output</label><description>Parts</description>
       <channel>output</channel><index>2</index></directory>
+    <integer><name>count</name><label>Count</label><description>More files</description>
+      <longflag>count</longflag><default>0</default></integer>
   </parameters>
 </executable>
 """
 
 _SUM = r"""#!/bin/sh
+# Sum [--count N] FIRST SECOND DIRECTORY
+count=0
+[ "$1" = --count ] && count=$2 && shift 2
 mkdir -p "$3/deep"
 cat "$1" "$2" > "$3/both.txt"
 cat "$1" > "$3/deep/first.txt"
 printf '' > "$3/empty.txt"
+i=0
+while [ $i -lt "$count" ]; do
+  i=$((i + 1))
+  echo "part $i" > "$3/part-$i.txt"
+done
 """
 
 _CHOICE_XML = """<?xml version="1.0" encoding="UTF-8"?>
@@ -140,22 +152,28 @@ echo "on $(hostname)" >&2
 """
 
 
-def push_toy_cli(registry: str, name: str = "tests/toy:1") -> str:
+FILES = {
+    "opt/toy/entry.sh": _ENTRY,
+    "opt/toy/list.json": _LIST,
+    "opt/toy/Toy.xml": _TOY_XML,
+    "opt/toy/Toy.sh": _TOY,
+    "opt/toy/Sum.xml": _SUM_XML,
+    "opt/toy/Sum.sh": _SUM,
+    "opt/toy/Choice.xml": _CHOICE_XML,
+    "opt/toy/Choice.sh": _CHOICE,
+}
+"""What is in the toy image."""
+
+ENTRYPOINT, WORKDIR = ["./entry.sh"], "/opt/toy"
+
+
+def push_toy_cli(registry: str, name: str = "tests/toy:1", *, labels: dict[str, str] | None = None) -> str:
     """The reference of the toy image, freshly pushed."""
     return build_and_push_image(
         registry,
         name,
-        {
-            "opt/toy/entry.sh": _ENTRY,
-            "opt/toy/list.json": _LIST,
-            "opt/toy/Toy.xml": _TOY_XML,
-            "opt/toy/Toy.sh": _TOY,
-            "opt/toy/Sum.xml": _SUM_XML,
-            "opt/toy/Sum.sh": _SUM,
-            "opt/toy/Choice.xml": _CHOICE_XML,
-            "opt/toy/Choice.sh": _CHOICE,
-        },
-        entrypoint=["./entry.sh"],
-        workdir="/opt/toy",
-        labels={"description": "toy", "org.example.kind": "test"},
+        FILES,
+        entrypoint=ENTRYPOINT,
+        workdir=WORKDIR,
+        labels={"description": "toy", "org.example.kind": "test", **(labels or {})},
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tests.support.girder_site import wait_until
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Worker:
     poll_seconds: float = 2.0
     #: Its `worker_id`, where several share a root.
     name: str = ""
+    #: The `girder-slurm` that is started.
+    program: Path = field(default_factory=lambda: Path(sys.executable).with_name("girder-slurm"))
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,11 +79,10 @@ class Worker:
             "GIRDER_WORKER_SLURM_CONFIG": str(self.config),
             **self.environment,
         }
-        program = Path(sys.executable).with_name("girder-slurm")
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.stack.as_user([str(program), "worker"]),
+                self.stack.as_user([str(self.program), "worker"]),
                 env=env,
                 cwd="/",
                 stdout=log,
@@ -120,10 +123,24 @@ class Worker:
         self.process.wait(60)
         self.process = None
 
+    def command(self, *arguments: str) -> str:
+        """What `girder-slurm` answers with this worker's settings, to its user."""
+        program = Path(sys.executable).with_name("girder-slurm")
+        env = self.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(self.config)}
+        return subprocess.run(
+            self.stack.as_user([str(program), *arguments]),
+            env=env, cwd="/", check=True, capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+
     def threads(self) -> int:
         """How many threads the worker's process has."""
         assert self.process is not None
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the worker's process and of all that it has started and that has ended."""
+        assert self.process is not None
+        return sum(psutil.Process(self.process.pid).cpu_times()[:4])
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
         """What the records say: task id → entries, ended jobs included."""
@@ -131,8 +148,13 @@ class Worker:
         for path in [*self.root.glob("record/[!.]*/state.jsonl"), *self.root.glob("ended/*/state.jsonl")]:
             try:
                 lines = path.read_text(encoding="utf-8").splitlines()
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # it ended between the listing and here
+                try:
+                    lines = (
+                        (self.root / "ended" / path.parent.name / path.name).read_text("utf-8").splitlines()
+                    )
+                except FileNotFoundError:  # and is no longer kept
+                    continue
             found[path.parent.name] = [json.loads(line) for line in lines if line.endswith("}")]
         return found
 

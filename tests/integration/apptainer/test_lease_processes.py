@@ -18,10 +18,12 @@ inside = directory / "inside"
 while time.time() < until:
     lease = Lease.acquire(directory / "lease", Holder.this_process(), SystemClock(), wait_seconds=60)
     before = inside.read_text() if inside.exists() else ""
-    if before and Path("/proc", before).exists():
-        state = Path("/proc", before, "stat").read_text().rpartition(")")[2].split()[0]
-        if state != "Z":
-            print("overlap", before, os.getpid(), flush=True)
+    try:
+        state = Path("/proc", before, "stat").read_text().rpartition(")")[2].split()[0] if before else "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        state = "Z"
+    if state != "Z":
+        print("overlap", before, os.getpid(), flush=True)
     inside.write_text(str(os.getpid()))
     lease.check()
     time.sleep(random.random() * 0.01)

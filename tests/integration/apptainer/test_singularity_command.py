@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.girder_site import wait_until
 from tests.support.images import SHOW_ARGUMENTS
+from tests.support.slow_link import SlowLink
 
 PROGRAM = "from girder_worker_singularity.cli import main; main()"
 DAY = 86400.0
@@ -81,8 +82,10 @@ class Person:
         then = time.time() - days * DAY
         for note in self.sifs.glob("*.sif.json"):
             note.write_text(json.dumps({**json.loads(note.read_text()), "converted_at": then}))
-        for path in (*self.sifs.glob("*.sif"), *self.sifs.glob(".used/*")):
+        for path in self.sifs.glob("*.sif"):
             os.utime(path, (then, then))
+        for stamp in self.sifs.glob(".used/*"):
+            stamp.write_text(f"{then}\n")
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def test_a_truncated_sif_is_found_and_made_again(person, show_image):
     os.truncate(whole, whole.stat().st_size // 2)
     (verdict,) = person.json("verify", code=1)
     assert (verdict["whole"], verdict["path"]) == (False, str(whole))
-    assert person("verify", show_image, code=1).stderr.startswith("girder-singularity: ")
+    assert person.json("verify", show_image, code=1) == [verdict]
     assert person.json("list")[0]["damage"]
     assert person("run", show_image, "x").stdout == "<one two>\n<x>\n"
     assert person.json("verify")[0]["whole"] is True
@@ -210,6 +213,71 @@ def test_a_run_that_is_interrupted_leaves_nothing(person, waiting_image, number)
         return not any(mark in command_line(process) for process in Path("/proc").glob("[0-9]*"))
 
     wait_until("the container is gone", is_gone, seconds=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["pull", "run"])
+def test_a_pull_that_is_interrupted_leaves_nothing(person, push, registry, number, command):
+    image = push(files={"/opt/noise": os.urandom(4_000_000)})
+    with SlowLink(f"http://{registry}", bytes_per_second=1e6) as link:
+        config = Path(person.environment["GIRDER_WORKER_SLURM_CONFIG"])
+        config.write_text(config.read_text().replace(registry, f"127.0.0.1:{link.port}"))
+        process = subprocess.Popen(
+            # A shell's `&` hands down SIGINT as ignored, and that is respected.
+            ["env", "--default-signal"]
+            + person.argv(command, f"127.0.0.1:{link.port}/{image.partition('/')[2]}"),
+            env=person.environment,
+            cwd=person.root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        build = person.root / "build"
+        wait_until("layers come", lambda: list(build.glob("*/bundle-temp-*/layout-*/blobs/sha256/*")))
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+    assert list(build.iterdir()) == []
+    assert {path.name for path in person.sifs.iterdir()} <= {".leases"}
+    assert list((person.sifs / ".leases").iterdir()) == []
+    mark = str(person.sifs).encode()
+    assert not [found for found in Path("/proc").glob("[0-9]*") if mark in command_line(found)]
+
+
+def test_a_program_that_closes_its_own_directories_leaves_nothing(person, show_image):
+    script = "mkdir -p /tmp/a/b && touch /tmp/a/b/c && chmod 000 /tmp/a/b /tmp/a && echo done"
+    assert person("run", "--entrypoint", "/bin/sh", show_image, "-c", script).stdout == "done\n"
+    assert list(person.root.glob("girder-singularity-run-*")) == []
+
+
+def test_variables_with_odd_names_are_named_and_the_others_arrive(person, show_image):
+    odd = ("--env", "a.b=1", "--env", "HOME=/x", "--env", "OK=2")
+    ran = person("run", *odd, "--entrypoint", "/bin/sh", show_image, "-c", "echo $OK $PLAIN")
+    assert ran.stdout == "2 plain\n"
+    assert "'a.b'" in ran.stderr
+    assert "'HOME'" in ran.stderr
+
+
+def test_a_store_that_can_only_be_read_gives_what_is_current(person, push):
+    image = push(
+        tag="1", name="apptainer-tests/read-only", files={"/show.sh": SHOW_ARGUMENTS}, entrypoint=["/show.sh"]
+    )
+    person("pull", image)
+    directories = [person.sifs, *(path for path in person.sifs.iterdir() if path.is_dir())]
+    for directory in directories:
+        directory.chmod(0o500)
+    assert person.json("pull", image)[0]["converted"] is False
+    assert person("run", image, "x").stdout == "<x>\n"
+    push(
+        tag="1",
+        name="apptainer-tests/read-only",
+        files={"/show.sh": SHOW_ARGUMENTS},
+        entrypoint=["/show.sh", "new"],
+    )
+    (answer,) = person.json("pull", image, code=1)
+    assert "`pull_policy`" in answer["error"]
+    assert person.json("pull", "--policy", "if-newer", image)[0]["converted"] is False
+    assert person("run", image, "x").stdout == "<x>\n"
+    for directory in directories:
+        directory.chmod(0o700)
 
 
 def command_line(process: Path) -> bytes:

@@ -195,6 +195,56 @@ def test_a_sif_that_was_cut_off_is_found_out_and_made_again(store, show_image):
     assert read_sif(again.path).oci_config is not None
 
 
+def flip(path, offset):
+    """One byte is another, written a while after the SIF was made."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 255]))
+    os.utime(path, (path.stat().st_mtime + 5, path.stat().st_mtime + 5))
+
+
+def squashfs(path):
+    return path.read_bytes().index(b"hsqs")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, 0),
+        lambda path: os.truncate(path, 100),
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: flip(path, 32),  # the word that makes it a SIF
+        lambda path: flip(path, 4096 + 20),  # where the first object lies
+        lambda path: flip(path, squashfs(path)),
+        lambda path: flip(path, squashfs(path) + 64),  # where the file system's inodes lie
+        lambda path: flip(path, (squashfs(path) + path.stat().st_size) // 2),
+        lambda path: flip(path, path.stat().st_size - 1),
+    ],
+    ids=["empty", "header", "half", "magic", "table", "superblock", "inodes", "data", "end"],
+)
+def test_a_damaged_sif_is_found_before_anything_runs_from_it_and_made_anew(damaged_store, damage):
+    store, image = damaged_store
+    path = store.ensure(image).path
+    damage(path)
+    with pytest.raises(SifDamaged):
+        store.find(image)
+    assert store.find_for(image, "if-not-present") is None
+    with pytest.raises(SifDamaged):
+        store.ensure(image, policy="never")
+    again = store.ensure(image)
+    assert again.converted
+    assert run_on_this_host(again, [], runner=LocalCommandRunner(), scratch=store.root).stdout == "ran\n"
+
+
+@pytest.fixture(scope="module")
+def damaged_store(registry, push, tmp_path_factory):
+    """A store whose image is made again and again."""
+    image = push(files={"/run.sh": "#!/bin/sh\necho ran\n"}, entrypoint=["/run.sh"])
+    return make_store(tmp_path_factory.mktemp("damaged"), registry), image
+
+
 def test_always_follows_the_tag_and_keeps_what_did_not_change(store, push):
     name = f"apptainer-tests/moving-{time.time_ns()}"
     image = push("1", name=name, files={"/run.sh": "#!/bin/sh\necho one\n"}, entrypoint=["/run.sh"])

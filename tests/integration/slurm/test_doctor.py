@@ -146,6 +146,20 @@ def test_logs_and_sifs_elsewhere_are_looked_at_from_the_node(site):
     assert found["SIF directory on the node"][0]["level"] == "ok"
 
 
+def test_gpus_are_asked_of_slurm_and_an_overlay_is_tried_on_the_node(site):
+    site.lines = {"singularity.images": ["team/* = writable=overlay:100"]}
+    found = site.doctor()
+    assert bad(found) == {}
+    assert found["GPUs"][0]["found"] == "Slurm would take a job that wants one."
+    assert found["overlay on the node"][0]["level"] == "ok"
+    site.lines = {"slurm.gpu_options": ["gres = gpu:nonsense:{gpus}"]}
+    found = site.doctor("--no-probe", code=1)
+    assert bad(found) == {"GPUs": "fail"}
+    assert "not available" in found["GPUs"][0]["found"]
+    site.lines = {"slurm.gpu_options": ["partition = nonsense"]}
+    assert "invalid partition" in site.doctor("--no-probe", code=1)["GPUs"][0]["found"].lower()
+
+
 def test_no_password_is_ever_printed(site):
     password = site.stack["GIRDER_WORKER_BROKER"].split("@")[0].rsplit(":", 1)[1]
     right = site.run("doctor", "--no-probe")
@@ -165,7 +179,12 @@ def test_a_partition_that_does_not_exist_fails_before_and_in_the_probe(site):
 
     found = site.doctor(code=1)
 
-    assert bad(found) == {"partition": "fail", "probe job": "fail"}
+    assert bad(found) == {
+        "partition": "fail",
+        "memory of the nodes": "warn",
+        "GPUs": "warn",
+        "probe job": "fail",
+    }
     assert "normal" in found["partition"][0]["remedy"]
     assert "invalid partition" in found["probe job"][0]["found"]
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFTEST = Path(__file__).parents[2] / "conftest.py"
+REPOSITORY = Path(__file__).parents[3]
+CONFTEST = REPOSITORY / "tests" / "conftest.py"
 TESTS = """
 import pytest
 
@@ -36,7 +37,7 @@ def run(tmp_path, **environment):
         text=True,
         timeout=60,
         cwd=tmp_path,
-        env={**kept, "PATH": f"{tools}:{kept['PATH']}", **environment},
+        env={**kept, "PATH": f"{tools}:{kept['PATH']}", "PYTHONPATH": str(REPOSITORY), **environment},
     )
 
 
@@ -52,4 +53,6 @@ def test_a_missing_service_that_is_required_fails_its_tests(tmp_path):
 
 
 def test_an_unknown_service_name_is_an_error(tmp_path):
-    assert run(tmp_path, GIRDER_SLURM_REQUIRE="slrm").returncode == 4
+    result = run(tmp_path, GIRDER_SLURM_REQUIRE="slrm")
+    assert result.returncode == 4
+    assert "unknown services: slrm" in result.stderr

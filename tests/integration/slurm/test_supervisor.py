@@ -31,7 +31,7 @@ class SlurmSite(Site):
         self.container.chmod(0o755)
         super().__init__(base, poll_seconds=1.0, event_seconds=0.1, log_interval_seconds=0.2)
         self.clock = SystemClock()
-        options = CommandOptions(users=(getpass.getuser(),), timeout_seconds=60.0)
+        options = CommandOptions(user=getpass.getuser(), timeout_seconds=60.0)
         self.cluster = CommandCluster(LocalCommandRunner(), self.clock, CallBudget(50.0, self.clock), options)
         self.submit_options = (("mem", "50M"), ("ntasks", "1"))
         self.apptainer = str(self.container)
@@ -42,7 +42,7 @@ class SlurmSite(Site):
         self.restart()
         records = [job.record for job in self.supervisor._jobs.values()]
         self.supervisor._jobs.clear()
-        self.supervisor._by_token.clear()
+        self.supervisor._events._by_token.clear()
         self.supervisor.start(records)
 
     def wait(self, condition, what: str) -> None:
@@ -78,9 +78,9 @@ def make_site():
         site.supervisor.stop()
         tokens = {path.name for path in site.runs.root.iterdir()}
         rows = site.cluster.snapshot().rows
-        left = [row.slurm_job_id for row in rows if row.token in tokens and row.state not in FINAL_STATES]
-        if left:
-            site.cluster.cancel(left)
+        site.cluster.cancel(
+            [row.token for row in rows if row.token in tokens and row.state not in FINAL_STATES]
+        )
     shutil.rmtree(base, ignore_errors=True)
 
 
@@ -111,16 +111,18 @@ def test_a_cancel_ends_the_slurm_job_and_shows_canceled(make_site):
     site.wait(lambda: site.cluster.describe(detail.slurm_job_id).state == "CANCELLED", "the end in Slurm")
 
 
+@pytest.mark.fault("cancelled by an administrator (scancel)", phases=("running",))
 def test_an_administrators_scancel_is_told_as_such(make_site):
     site = make_site("echo ready; exec sleep 600")
     site.task()
     site.wait(lambda: "ready" in site.shown().text, "the start")
-    site.cluster.cancel([site.state().slurm_job_id])
+    site.cluster.cancel([site.state().token])
     site.wait_for_end()
     assert site.shown().status == JobStatus.ERROR
     assert site.state().verdict.code == "cancelled_in_slurm"
 
 
+@pytest.mark.fault("worker stopped (SIGTERM)", phases=("running",))
 def test_a_job_goes_on_while_there_is_no_worker(make_site):
     site = make_site("echo ready; sleep 1; echo done")
     site.task()

@@ -10,7 +10,7 @@ from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
 from girder_worker_singularity.image.config import ImageConfig
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
-from girder_worker_singularity.sif.store import Sif
+from girder_worker_singularity.sif.shelf import Sif
 from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
 
 SIF = Sif(Path("/s/tool.sif"), parse_image_reference("team/tool:1"), ImageConfig(entrypoint=("./run",)))

@@ -21,12 +21,12 @@ from girder_worker_singularity.errors import (
 )
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.lease import Holder, read_holder, write_holder
+from girder_worker_singularity.sif.conversion_errors import conversion_error
 from girder_worker_singularity.sif.convert import (
     Account,
     ConvertOptions,
     build_argv,
     build_environment,
-    conversion_error,
     convert,
     remove_dead_builds,
     supports_zstd,
@@ -44,6 +44,7 @@ REGISTRY = Origin("docker", "docker://docker.io/team/tool:1", "docker.io")
 PLAIN = Origin("docker", "docker://127.0.0.1:5000/team/tool:1", "127.0.0.1:5000")
 ENGINE = Origin("docker-daemon", "docker-daemon:team/tool:1")
 ORAS = Origin("oras", "oras://127.0.0.1:5000/team/tool:1", "127.0.0.1:5000")
+LIBRARY = Origin("library", "library://team/tools/tool:1")
 
 
 @pytest.fixture
@@ -109,6 +110,43 @@ def test_a_finished_sif_is_pulled_and_not_built():
         "apptainer", "pull", "--force", "--disable-cache", "--authfile", "/b/auth.json", "--no-https",
         "/x.sif", "oras://127.0.0.1:5000/team/tool:1",
     )  # fmt: skip
+
+
+def test_a_library_of_the_site_is_named_and_one_in_the_reference_needs_no_naming():
+    options = ConvertOptions(library="https://library.lab")
+    argv = build_argv(LIBRARY, Path("/x.sif"), options=options, zstd=False)
+    assert argv[-4:] == ("--library", "https://library.lab", "/x.sif", "library://team/tools/tool:1")
+    named = Origin("library", "library://other.lab/team/tools/tool:1", "other.lab")
+    assert "--library" not in build_argv(named, Path("/x.sif"), options=options, zstd=False)
+    assert "--library" not in build_argv(ORAS, Path("/x.sif"), options=options, zstd=False)
+
+
+@pytest.mark.parametrize(
+    ("origin", "library", "configured"),
+    [
+        (LIBRARY, "", False),  # as the user's own `apptainer remote` says
+        (LIBRARY, "https://library.lab", True),
+        (Origin("library", "library://other.lab/t/t/t:1", "other.lab"), "", True),
+        (REGISTRY, "https://library.lab", False),
+    ],
+)
+def test_apptainer_is_configured_for_a_library_that_is_known(tmp_path, options, origin, library, configured):
+    apptainer, seen = FakeApptainer(), []
+
+    def look() -> None:
+        directory = apptainer.builds[-1].env.get("APPTAINER_CONFIGDIR")
+        seen.append(Path(directory, "remote.yaml").read_text() if directory else "")
+
+    apptainer.on_build = look
+    convert(
+        IMAGE,
+        tmp_path / "x.sif",
+        origin=origin,
+        runner=apptainer.runner(),
+        options=replace(options, library=library),
+    )
+    assert [bool(text) for text in seen] == [configured]
+    assert not list((tmp_path / "build").iterdir())
 
 
 def test_no_credentials_are_given_for_what_is_on_this_machine():

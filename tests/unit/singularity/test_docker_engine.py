@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from girder_worker_singularity.image.reference import parse_image_reference
-from girder_worker_singularity.source.docker_engine import EngineImage, engine_image
+from girder_worker_singularity.source.docker_engine import EngineImage, _saved_bytes, engine_image
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGES = {
@@ -84,3 +84,17 @@ def test_a_socket_that_nobody_listens_at_is_no_engine(tmp_path):
 
 def test_an_engine_that_cannot_be_reached_is_no_engine():
     assert ask("team/tool:1", {"DOCKER_HOST": "tcp://127.0.0.1:1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ({"Size": 5, "GraphDriver": {"Name": "overlay2"}}, 5),
+        ({"Size": 5, "GraphDriver": {"Name": "overlayfs"}}, None),
+        ({"Size": 5}, None),
+        ({"Size": 0, "GraphDriver": {"Name": "vfs"}}, None),
+        ({"GraphDriver": None}, None),
+    ],
+)
+def test_the_size_of_an_image_is_known_where_layers_are_plain(attributes, size):
+    assert _saved_bytes(attributes) == size

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from girder_worker_singularity.errors import SifDamaged
+from girder_worker_singularity.errors import SifDamaged, SifUnsupported
 from girder_worker_singularity.sif.file import read_sif
 from tests.support.sif_files import sif_bytes
 
@@ -55,7 +55,7 @@ def test_an_oci_sif_is_named_as_such(tmp_path):
     content = bytearray(sif_bytes(oci_config=OCI))
     partition = 4096 + 3 * 585
     content[partition : partition + 4] = (0x400A).to_bytes(4, "little")
-    with pytest.raises(SifDamaged, match="OCI-SIF"):
+    with pytest.raises(SifUnsupported, match="OCI-SIF"):
         read_sif(written(tmp_path, bytes(content)))
 
 

@@ -27,9 +27,10 @@ from girder_worker_singularity.run.docker_options import docker_options
 from girder_worker_singularity.run.image_rules import ImageRule
 from girder_worker_singularity.settings import load_singularity_settings
 from girder_worker_singularity.settings_file import SettingsInvalid
-from girder_worker_singularity.sif.convert import conversion_error
+from girder_worker_singularity.sif.conversion_errors import conversion_error
 from girder_worker_singularity.sif.file import read_sif
-from girder_worker_singularity.sif.store import Sif, SifStore, StoreOptions
+from girder_worker_singularity.sif.shelf import Sif
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.source.image_sources import SourceOptions
 from girder_worker_singularity.source.registry_digest import registry_digest
 from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
@@ -238,6 +239,8 @@ def test_docker_options_of_a_wrong_kind_are_named(options):
         "convert_timeout_seconds = nan",
         "convert_timeout_seconds = -1",
         "overlay_mib = 5",
+        "library = library.example.org",
+        "library = https://me:secret@library.example.org",
         "apptainer = \t",
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -16,8 +17,10 @@ from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.inventory import StoredSif, inventory
 from girder_worker_singularity.sif.note import SifNote, note_path, write_note
 from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules, choose, prune
-from girder_worker_singularity.sif.store import LEASES, SifStore, StoreOptions
+from girder_worker_singularity.sif.shelf import LEASES
+from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.sif.use import last_used, note_use, stamp_path, take
+from girder_worker_singularity.source.docker_engine import EngineImage
 from girder_worker_singularity.testing import FakeClock
 from tests.support.sif_files import FakeApptainer, sif_bytes
 
@@ -196,6 +199,22 @@ def test_what_a_killed_conversion_left_goes_after_days(shelf):
     assert not left.exists()
 
 
+def test_what_killed_holders_of_leases_left_goes_after_days(shelf):
+    path = shelf.make("team/tool:1")
+    left = [shelf.root / LEASES / f".{path.stem}.{kind}-0123" for kind in ("holder", "broken")]
+    with Lease.acquire(shelf.root / LEASES / path.stem, Holder.this_process(), shelf.clock) as lease:
+        for file in left:
+            file.touch()
+        assert shelf.prune().leftovers == ()
+        shelf.clock.advance(4 * DAY_SECONDS)
+        for file in (shelf.root / LEASES).iterdir():  # a living holder writes every few seconds
+            if file not in left:
+                os.utime(file, (shelf.clock.now(), shelf.clock.now()))
+        assert set(shelf.prune().leftovers) == set(left)
+        lease.check()
+    assert list((shelf.root / LEASES).iterdir()) == []
+
+
 def test_a_name_under_conversion_is_left_alone(shelf):
     path = shelf.make("team/tool:1")
     shelf.clock.advance(30 * DAY_SECONDS)
@@ -308,3 +327,36 @@ def test_a_note_of_an_older_version_is_enough(shelf):
 
 def test_a_store_that_is_not_there_is_empty(tmp_path):
     assert prune(tmp_path / "no", PruneRules(unused_seconds=0.0), FakeClock()).removed == ()
+
+
+@pytest.mark.parametrize("source", ["docker-archive", "oci-archive", "oci", "sandbox", "docker-daemon"])
+def test_a_sif_of_which_the_origin_is_gone_stays(shelf, tmp_path, source):
+    path = shelf.make("tool:1")
+    note = json.loads(note_path(path).read_text())
+    note_path(path).write_text(json.dumps({**note, "source": source, "digest": None}))
+    shelf.clock.advance(90 * DAY_SECONDS)
+    archives = tmp_path / "archives"
+    engine = {}
+
+    def pruned():
+        rules = PruneRules(unused_seconds=1.0, most_bytes=0, archive_dir=archives)
+        return prune(shelf.root, rules, shelf.clock, ask_engine=lambda _: engine.get("image"))
+
+    report = pruned()
+    assert report.removed == ()
+    assert report.over_bytes > 0
+    assert path.exists()
+    (archives / "tool_1").mkdir(parents=True)
+    (archives / "tool_1.tar").touch()
+    (archives / "tool_1" / "oci-layout").touch()
+    (shelf.root / "tool_1").mkdir()
+    engine["image"] = EngineImage("sha256:x", None)
+    assert [removal.sif.path for removal in pruned().removed] == [path]
+
+
+def test_what_came_through_the_engine_from_a_registry_can_be_made_again(shelf):
+    path = shelf.make("tool:1")
+    note = json.loads(note_path(path).read_text())
+    note_path(path).write_text(json.dumps({**note, "source": "docker-daemon"}))
+    shelf.clock.advance(90 * DAY_SECONDS)
+    assert len(shelf.prune(unused_seconds=1.0).removed) == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 
 import pytest
@@ -14,7 +16,9 @@ from girder_worker_singularity.errors import (
     SifDamaged,
     StoreNotWritable,
 )
+from girder_worker_singularity.sif import checksum
 from girder_worker_singularity.sif.convert import ConvertOptions
+from girder_worker_singularity.sif.note import note_path
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.source.docker_engine import EngineImage
 from girder_worker_singularity.testing import FakeClock
@@ -139,6 +143,53 @@ def test_a_sif_put_there_by_hand_belongs_to_who_came_first(world):
     store = world.store()
     assert store.ensure("a/b:c").path.name == "a_b_c.sif"
     assert store.ensure("a_b:c").path.name != "a_b_c.sif"
+
+
+def test_who_does_not_get_a_sif_of_its_name_is_told_whose_it_is_and_what_to_do(world):
+    world.put("a_b_c.sif")
+    store = world.store()
+    store.ensure("a_b_c")
+    heard = []
+    store.ensure("a/b:c", on_progress=heard.append)
+    assert any("first used as a_b_c" in line and "girder-singularity adopt a/b:c" in line for line in heard)
+    with pytest.raises(ImageNotInStore, match="girder-singularity adopt a_b:c"):
+        store.ensure("a_b:c", policy="never")
+
+
+def test_an_adopted_sif_is_its_images_whoever_used_it_before_and_stays_so(world):
+    world.put("a_b_c.sif")
+    store = world.store()
+    store.ensure("a_b_c")
+    assert store.ensure("a/b:c").path.name != "a_b_c.sif"
+    assert store.adopt("a/b:c").name == "a_b_c.sif"
+    assert store.find("a/b:c").path.name == "a_b_c.sif"
+    assert store.find("a_b_c") is None
+    assert store.ensure("a_b_c").path.name != "a_b_c.sif"
+    assert store.find("a/b:c").path.name == "a_b_c.sif"
+
+
+def test_a_sif_may_be_adopted_although_it_says_it_was_pulled_as_another(world):
+    world.put("a_b_c.sif", sif_bytes(definition="bootstrap: docker\nfrom: a_b:c\n"))
+    store = world.store()
+    store.adopt("a/b:c")
+    assert store.find("a/b:c").path.name == "a_b_c.sif"
+
+
+def test_a_sif_that_was_converted_here_is_not_adopted(world):
+    store = world.store()
+    store.ensure("a/b:c")
+    with pytest.raises(ImageNotInStore, match="made of a/b:c"):
+        store.adopt("a_b:c")
+    with pytest.raises(ImageNotInStore, match=r"no other_1\.sif"):
+        store.adopt("other:1")
+    assert store.find("a/b:c") is not None
+
+
+def test_a_file_that_is_no_whole_sif_is_not_adopted(world):
+    world.put("a_b_c.sif", b"SIF? no")
+    with pytest.raises(SifDamaged):
+        world.store().adopt("a/b:c")
+    assert world.names() == ["a_b_c.sif"]
 
 
 def test_a_sif_pulled_by_hand_says_whose_it_is(world):
@@ -431,3 +482,93 @@ def test_a_registry_by_ipv6_address_has_leftovers_too(world):
     world.store().ensure(image)
     assert names(world.root) == [".leases", "[__1]_5000_a_1.sif", "[__1]_5000_a_1.sif.json"]
     assert world.store().find(f"[::1]:5000/a@{DIGEST}") is not None
+
+
+class TestAStoreThatCanOnlyBeRead:
+    """Its leases cannot be made, as on a file system that is mounted read-only."""
+
+    @pytest.fixture
+    def closed(self, world):
+        world.registry[IMAGE] = DIGEST
+        world.store().ensure(IMAGE)
+        shutil.rmtree(world.root / ".leases")
+        (world.root / ".leases").touch()
+        return world
+
+    @pytest.mark.parametrize("policy", ["always", "if-newer"])
+    def test_a_sif_that_is_current_is_taken(self, closed, policy):
+        assert not closed.store().ensure(IMAGE, policy=policy).converted
+
+    @pytest.mark.parametrize("now", [OTHER_DIGEST, None])
+    def test_with_if_newer_the_sif_that_is_there_is_taken_with_a_word(self, closed, now):
+        closed.registry = {IMAGE: now}
+        lines = []
+        assert not closed.store().ensure(IMAGE, policy="if-newer", on_progress=lines.append).converted
+        assert "is used" in lines[0]
+
+    @pytest.mark.parametrize("now", [OTHER_DIGEST, None])
+    def test_with_always_another_image_is_an_error_that_says_what_to_set(self, closed, now):
+        closed.registry = {IMAGE: now}
+        with pytest.raises(StoreNotWritable, match=r"older than the image\. .*`pull_policy`"):
+            closed.store().ensure(IMAGE, policy="always")
+
+    def test_an_image_without_a_sif_is_an_error(self, closed):
+        with pytest.raises(StoreNotWritable, match="Give the worker's user"):
+            closed.store().ensure("other:1")
+
+
+def flip(path, *, at=-1, later=0.0):
+    """One byte of the file is another, as if somebody had written there at that many seconds after it was made."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(at, os.SEEK_END)
+        file.write(bytes([byte[0] ^ 255]))
+    os.utime(path, (before.st_mtime + later, before.st_mtime + later))
+
+
+def test_a_sif_whose_contents_were_written_to_is_damaged_and_made_anew(world):
+    made = world.store().ensure("team/tool:1")
+    flip(made.path, later=60)
+    with pytest.raises(SifDamaged, match="changed since it was made"):
+        world.store().find("team/tool:1")
+    assert world.store().find_for("team/tool:1", "if-not-present") is None
+    assert world.store().ensure("team/tool:1").converted
+    assert world.store().find("team/tool:1") is not None
+
+
+def test_a_sif_that_only_got_another_time_is_read_once_and_used(world, monkeypatch):
+    store = world.store()
+    made = store.ensure("team/tool:1")
+    os.utime(made.path, (1e9, 1e9))
+    read = []
+    original = checksum.sha256_of
+    monkeypatch.setattr(checksum, "sha256_of", lambda path: read.append(path) or original(path))
+    for _ in range(3):
+        assert not store.ensure("team/tool:1").converted
+    assert read == [made.path]
+
+
+def test_contents_are_not_read_where_nobody_wrote(world, monkeypatch):
+    world.store().ensure("team/tool:1")
+    monkeypatch.setattr(checksum, "sha256_of", pytest.fail)
+    assert world.store().find("team/tool:1") is not None
+
+
+def test_a_disk_that_changes_contents_by_itself_is_found_by_reading_them(world):
+    made = world.store().ensure("team/tool:1")
+    assert checksum.contents_problem(made.path) == ""
+    flip(made.path)
+    assert "changed" in checksum.contents_problem(made.path)
+
+
+def test_a_note_of_before_there_were_checksums_is_enough(world):
+    made = world.store().ensure("team/tool:1")
+    note = note_path(made.path)
+    values = json.loads(note.read_text())
+    del values["sha256"], values["modified"]
+    note.write_text(json.dumps(values))
+    os.utime(made.path, (1e9, 1e9))
+    assert not world.store().ensure("team/tool:1").converted
+    assert checksum.contents_problem(made.path) == ""

@@ -39,9 +39,27 @@ def test_within_an_hour_nothing_is_written_again(sif):
 def test_a_stamp_from_the_future_of_another_hosts_clock_is_corrected(sif):
     clock = FakeClock()
     note_use(sif, clock)
-    os.utime(stamp_path(sif), (clock.now() + 9e6, clock.now() + 9e6))
+    stamp_path(sif).write_text(f"{clock.now() + 9e6}\n")
     note_use(sif, clock)
     assert last_used(sif) == clock.now()
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "nan"])
+def test_a_stamp_that_says_nothing_counts_by_its_own_time(sif, content):
+    note_use(sif, FakeClock())
+    stamp_path(sif).write_text(content)
+    os.utime(stamp_path(sif), (5000.0, 5000.0))
+    assert last_used(sif) == 5000.0
+
+
+def test_a_stamp_is_written_over_in_place_and_keeps_its_length(sif):
+    clock = FakeClock()
+    note_use(sif, clock)
+    before = stamp_path(sif).stat()
+    clock.advance(1e9)
+    note_use(sif, clock)
+    after = stamp_path(sif).stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
 
 
 def test_a_sif_that_was_just_removed_has_to_be_asked_for_again(sif):

@@ -37,6 +37,14 @@ class HttpGirder:
     tokens: set[str] = field(default_factory=set)
     forms: list[dict] = field(default_factory=list)
     job: dict = field(default_factory=lambda: {"status": 1, "title": "A title", "log": ["one\n", "two\n"]})
+    #: Token → id of the user it was made for, and id → login of those who may be seen.
+    owners: dict[str, str | None] = field(default_factory=dict)
+    logins: dict[str, str] = field(default_factory=dict)
+    #: Token with the scope for it → what `user/me` tells; id → name of public groups.
+    profiles: dict[str, dict] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    #: Token → what our plugin answers it; None where it is not installed.
+    plugin: dict[str, dict] | None = None
     count: int = 0
 
     def new_id(self, kind: str) -> str:
@@ -48,6 +56,28 @@ class HttpGirder:
 
     def asked(self, method: str, path: str) -> int:
         return sum(1 for seen, where in self.requests if seen == method and where.startswith(path))
+
+    def person(self, path: str, token: str) -> tuple[int, object]:
+        """Whose a token is (null for one that Girder does not know), or who a user is."""
+        if path == "/token/current":
+            return 200, {"_id": token, "userId": self.owners[token]} if token in self.owners else None
+        user = path.rpartition("/")[2]
+        if user == "me":
+            return 200, self.profiles.get(token)
+        if path.startswith("/group/"):
+            if user in self.groups:
+                return 200, {"_id": user, "name": self.groups[user]}
+            return 401, {"message": "Read access denied for group (user None).", "type": "access"}
+        if user in self.logins:
+            return 200, {"_id": user, "login": self.logins[user]}
+        return 401, {"message": "Read access denied for user (user None).", "type": "access"}
+
+    def plugin_answer(self, token: str) -> tuple[int, object]:
+        if self.plugin is None:
+            return 404, b"<h2>404 Not Found</h2><p><i>Powered by <a>Girder</a></i></p>"
+        if token in self.plugin:
+            return 200, self.plugin[token]
+        return 401, {"message": "You must be logged in or have a valid auth token.", "type": "access"}
 
     def answer(self, method: str, path: str, parameters: dict, body: bytes) -> tuple[int, object]:
         parts = path.strip("/").split("/")
@@ -148,7 +178,12 @@ def http_girder(kind: type[HttpGirder] = HttpGirder):
             if mishap is not None and mishap.status:
                 self._send(mishap.status, mishap.body)
                 return
-            status, answer = girder.answer(self.command, path, dict(parse_qsl(parts.query)), body)
+            if path == "/worker_slurm/options":
+                status, answer = girder.plugin_answer(self.headers.get("Girder-Token", ""))
+            elif path.startswith(("/token/current", "/user/", "/group/")):
+                status, answer = girder.person(path, self.headers.get("Girder-Token", ""))
+            else:
+                status, answer = girder.answer(self.command, path, dict(parse_qsl(parts.query)), body)
             if mishap is not None:
                 self.close_connection = True
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,21 +17,32 @@ from celery import Celery
 
 from girder_worker_singularity.image.config import ImageConfig
 from girder_worker_singularity.image.reference import parse_image_reference
-from girder_worker_singularity.sif.store import Sif
+from girder_worker_singularity.sif.shelf import Sif
 from girder_worker_singularity.testing import FakeClock, FakeCommandRunner
 from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.cluster.user_run_files import UserUnreachable
 from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable, JobDeleted
 from girder_worker_slurm.girder.inputs import StagingRules
 from girder_worker_slurm.girder.job_updates import AccessRefused, JobAnswer, TransitionRefused
+from girder_worker_slurm.job.retries import RetryRules
 from girder_worker_slurm.job.run_job import JobStory
 from girder_worker_slurm.job.services import Services, StoryRules
+from girder_worker_slurm.job.state import GirderUser
+from girder_worker_slurm.job.submit_turns import SubmitRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeCluster
+from girder_worker_slurm.users.mapping import UserMapping
+from girder_worker_slurm.users.unix_users import UnixUserRules
 
 RUN_CLI = "slicer_cli_web.girder_worker_plugin.direct_docker_run.run"
 API = "http://girder.test/api/v1"
+
+#: Most tests are about how one attempt ends.
+ONE_TRY = RetryRules(infrastructure=0, preemption=0)
+
+_SUBMIT_RULES = [rule.name for rule in fields(SubmitRules)]
 
 #: What may follow what: girder_plugin_worker.status.CustomJobStatus.valid_celery_transitions of 5.0.21.
 TRANSITIONS = {
@@ -51,6 +62,9 @@ class GirderJobOfFake:
     progress: float | None = None
     message: str | None = None
     statuses: list[int] = field(default_factory=list)
+    created_at: float = 0.0
+    #: When Girder was last told something: what it calls stale has not been for a week.
+    updated_at: float = 0.0
 
     @property
     def text(self) -> str:
@@ -60,16 +74,33 @@ class GirderJobOfFake:
 class FakeGirder:
     """Girder's jobs, as `JobUpdates` sees them: transitions, and logs cut as Girder cuts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
         self.jobs: dict[str, GirderJobOfFake] = {}
+        #: When the jobs' tokens expire, as it says when asked; and how often it was.
+        self.tokens_end_at = 0.0
+        self.token_questions = 0
         self.is_unreachable = False
         self.refuses_access = False
         #: Updates that arrive, but whose answer does not.
         self.lost_answers = 0
         self.puts = 0
+        #: Whose jobs these are; None: Girder does not say.
+        self.user: GirderUser | None = GirderUser("u1", "ada")
+        self.user_questions = 0
+        #: How many of the next questions for the user find Girder away.
+        self.user_silences = 0
+        #: What our plugin tells; an error is raised.
+        self.settings: dict[str, object] | GirderUnreachable = {}
+
+    def settings_of(self, job) -> dict[str, object]:
+        self._find(job)
+        if isinstance(self.settings, GirderUnreachable):
+            raise self.settings
+        return self.settings
 
     def update(
-        self, job, *, status=None, log=None, overwrite=False, progress=None, message=None
+        self, job, *, status=None, log=None, overwrite=False, progress=None, message=None, keep_alive=False
     ) -> JobAnswer:
         found = self._find(job)
         self.puts += 1
@@ -83,15 +114,31 @@ class FakeGirder:
         elif log:
             found.log.append(log)
             found.log = found.log[-((4 * 1024**2) // len(log)) :]
+        if status is not None or log or progress is not None or message or keep_alive:
+            found.updated_at = self._clock.now()
         found.progress = found.progress if progress is None else progress
         found.message = message or found.message
         if self.lost_answers > 0:
             self.lost_answers -= 1
             raise GirderUnreachable("the answer was lost")
-        return JobAnswer(found.status, "A title")
+        return JobAnswer(found.status, "A title", found.created_at)
 
     def log(self, job) -> str:
         return self._find(job).text
+
+    def user_of(self, job, message, tokens=()) -> GirderUser | None:
+        del message, tokens
+        self._find(job)
+        self.user_questions += 1
+        if self.user_silences > 0:
+            self.user_silences -= 1
+            raise GirderUnreachable("Girder is being restarted")
+        return self.user
+
+    def token_ends_at(self, job) -> float:
+        self._find(job)
+        self.token_questions += 1
+        return self.tokens_end_at
 
     def _find(self, job) -> GirderJobOfFake:
         if self.is_unreachable:
@@ -198,7 +245,8 @@ class HandPool:
     def __init__(self, death: Death) -> None:
         self._death = death
 
-    def submit(self, work, *arguments) -> None:
+    def submit(self, work, *arguments, user="") -> None:
+        del user
         work(*arguments)
         if self._death.has_come:
             raise WorkerDied
@@ -207,11 +255,11 @@ class HandPool:
 class Site:
     """One worker and what is around it."""
 
-    def __init__(self, tmp_path: Path, **rules) -> None:
+    def __init__(self, tmp_path: Path, *, retries: RetryRules = ONE_TRY, **rules) -> None:
         self.clock = FakeClock()
         self.cluster = FakeCluster(self.clock)
         self.direct = FakeCluster(self.clock)
-        self.girder = FakeGirder()
+        self.girder = FakeGirder(self.clock)
         self.images = FakeImages(tmp_path / "sifs")
         self.images.at_hand.add("image:1")
         self.results = FakeResults()
@@ -221,14 +269,30 @@ class Site:
         self.root.prepare()
         self.runs = RunDirectories(self.root.path)
         self.runs.prepare()
+        #: Where the files of other Unix users are, each as far as this test's own user is concerned.
+        self.others: dict[str, RunDirectories] = {}
+        #: Unix users whose files cannot be reached.
+        self.unreachable: set[str] = set()
+        self.unix_users = UnixUserRules(("*",), minimum_uid=0)
         self.app = Celery("test", broker="memory://", backend="cache+memory://", set_as_current=False)
         self.app.conf.update(accept_content=["json"])
         self.unhandled: list[str] = []
-        self.rules = {"event_seconds": 0.25, "poll_seconds": 15.0, **rules}
+        submits = {name: rules.pop(name) for name in _SUBMIT_RULES if name in rules}
+        self.rules = {
+            "event_seconds": 0.25,
+            "poll_seconds": 15.0,
+            "submits": SubmitRules(**submits),
+            **rules,
+        }
         #: Otherwise one turn does everything that is due, one step of a job after the other.
         self.one_step_a_turn = False
         self.apptainer = "apptainer"
+        self.event_grace_seconds = 5.0
+        #: Empty: that of the task.
+        self.girder_api_url = API
+        self.users = UserMapping()
         self.submit_options: tuple[tuple[str, str], ...] = ()
+        self.retries = retries
         self.restart()
 
     # -- the worker
@@ -237,14 +301,16 @@ class Site:
         """A worker that knows only what is on the disk."""
         self.death.has_come = False
         services = Services(
-            celery_app=self.app,
             clock=self.clock,
             runner=FakeCommandRunner(),
             cluster=self.cluster,
             direct=self.direct,
             runs=self.runs,
+            runs_as=self.runs_as,
             images=self.images,
             updates=self.girder,
+            users=self.girder,
+            girder_settings=self.girder.settings_of,
             results=self.results,
             is_revoked=lambda task_id: task_id in self.revoked,
             keep_unhandled=lambda _message, why: self.unhandled.append(why),
@@ -254,7 +320,11 @@ class Site:
             token_prefix="gw-test-",
             apptainer=self.apptainer,
             slurm_options=self.submit_options,
-            staging=StagingRules(api_url=API),
+            staging=StagingRules(api_url=self.girder_api_url),
+            users=self.users,
+            unix_users=self.unix_users,
+            retries=self.retries,
+            event_grace_seconds=self.event_grace_seconds,
         )
         self.story = JobStory(services, story_rules)
         self.supervisor = Supervisor(
@@ -269,6 +339,14 @@ class Site:
         for record in self.root.own_records():
             self.supervisor._take(self._mortal(record.path))
         self._next_listing = self.clock.monotonic() + self.rules["poll_seconds"]
+
+    def runs_as(self, user: str) -> RunDirectories:
+        if user in self.unreachable:
+            raise UserUnreachable(f"nothing can be run as {user}")
+        if user not in self.others:
+            self.others[user] = RunDirectories(self.root.path.parent / "others" / user)
+            self.others[user].prepare()
+        return self.others[user]
 
     def turn(self) -> None:
         """A quarter of a second of the worker's life; everything that is due is done."""

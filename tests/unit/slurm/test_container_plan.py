@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from girder_worker_singularity.errors import MountInvalid
 from girder_worker_singularity.image.config import ImageConfig
 from girder_worker_singularity.run.docker_options import ResourceWishes
 from girder_worker_singularity.run.image_rules import parse_image_rule
+from girder_worker_singularity.run.mounts import Mount
 from girder_worker_slurm.girder.inputs import StagedTask
 from girder_worker_slurm.job.container_plan import GPU_VARIABLES, THREAD_VARIABLES, RunPaths, container_plan
 from girder_worker_slurm.job.services import ContainerRules
+from girder_worker_slurm.options.binds import parse_site_binds
 
 PATHS = RunPaths("/run/environment", "/run/scratch", "/run/scratch/overlay.img")
 IMAGE = ImageConfig(entrypoint=("./run",))
@@ -19,7 +22,7 @@ GPU_IMAGE = ImageConfig(entrypoint=("./run",), needs_nvidia=True)
 def plan(words="", image=IMAGE, uid=1000, rules=None, **task):
     images = {"team/*": parse_image_rule(words)} if words else {}
     return container_plan(
-        StagedTask("team/tool:1", "if-not-present", (), (), **task),
+        StagedTask("team/tool:1", "if-not-present", (), task.pop("mounts", ()), **task),
         sif="/a.sif",
         image=image,
         rules=ContainerRules(images=images, **(rules or {})),
@@ -101,3 +104,52 @@ def test_variables_that_image_or_task_set_are_left_alone():
     assert "OPENBLAS_NUM_THREADS" in made.thread_variables
     assert "SLURM_JOB_GPUS" not in made.gpu_variables
     assert "CUDA_VISIBLE_DEVICES" in made.gpu_variables
+
+
+def test_variables_that_apptainer_cannot_hand_over_are_named_and_left_out():
+    made = plan(environment={"a.b": "1", "HOME": "/x", "OK": "2", "": "3"})
+    assert dict(made.spec.environment) == {"OK": "2"}
+    assert made.ignored == ("environment ''", "environment 'HOME'", "environment 'a.b'")
+
+
+def test_a_job_learns_about_itself_by_names_that_nobody_has_taken():
+    made = plan(image=ImageConfig(environment=("JOB_ID=of the image",)), environment={"JOB_NAME": "mine"})
+    names = [pair.partition("=")[0] for pair in made.job_variables]
+    assert "JOB_NODELIST=SLURM_JOB_NODELIST" in made.job_variables
+    assert not {"JOB_ID", "JOB_NAME"} & set(names)
+    assert "JOB_ID=SLURM_JOB_ID" in plan().job_variables
+
+
+def test_the_site_s_data_is_mounted_beside_the_task_s_own():
+    binds = parse_site_binds({"/data/atlas": "/opt/atlas", "/licences": "images=other/*"})
+    made = plan(rules={"binds": binds}, mounts=(Mount("/run/volume", "/mnt/girder_worker/x"),))
+    assert made.spec.mounts == (
+        Mount("/data/atlas", "/opt/atlas", read_only=True),
+        Mount("/run/volume", "/mnt/girder_worker/x"),
+    )
+    assert made.site_paths == ("/data/atlas",)
+
+
+def test_a_task_does_not_get_into_the_place_of_the_site_s_data():
+    binds = parse_site_binds({"/data/atlas": "/opt/atlas"})
+    with pytest.raises(MountInvalid, match="Both '/mine' and '/data/atlas'"):
+        plan(rules={"binds": binds}, mounts=(Mount("/mine", "/opt/atlas"),))
+
+
+def test_an_overlay_that_the_job_asks_for_goes_before_the_rule_of_the_image():
+    assert asked_for(700).overlay_mib == 700
+    assert asked_for(700).spec.overlay == PATHS.overlay
+    assert asked_for(0).spec.writable_tmpfs
+    assert asked_for(700, read_only=True).spec.overlay is None
+
+
+def asked_for(overlay_mib, **task):
+    return container_plan(
+        StagedTask("team/tool:1", "if-not-present", (), (), **task),
+        sif="/a.sif",
+        image=IMAGE,
+        rules=ContainerRules(images={"team/*": parse_image_rule("writable=overlay:300")}),
+        paths=PATHS,
+        uid=1000,
+        overlay_mib=overlay_mib,
+    )

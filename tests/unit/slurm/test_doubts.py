@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -12,9 +11,10 @@ from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
 from girder_worker_slurm.errors import GirderUnreachable
 from girder_worker_slurm.girder.job_updates import AccessRefused, JobUpdates
 from girder_worker_slurm.job.state import GirderJob
+from girder_worker_slurm.job.submit_turns import SubmitRules
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
-from tests.unit.slurm.site import GirderJobOfFake, Site, WorkerDied, broker_message, message_of
+from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
 from tests.unit.slurm.test_intake import Bench as IntakeBench
 
 ENDLESS = FakeProgram(is_endless=True)
@@ -44,7 +44,7 @@ def put_back(site, job_id) -> None:
 
 
 def allow_submits(site, number) -> None:
-    site.supervisor._rules = replace(site.supervisor._rules, max_submitted=number)
+    site.supervisor._submits._rules = SubmitRules(max_submitted=number)
 
 
 class SlowGirder:
@@ -53,7 +53,8 @@ class SlowGirder:
     def __init__(self, clock, seconds) -> None:
         self._clock, self._seconds, self._waiting = clock, seconds, []
 
-    def submit(self, work, *arguments) -> None:
+    def submit(self, work, *arguments, user="") -> None:
+        del user
         if work.__name__ == "_flush":
             self._waiting.append((self._clock.monotonic() + self._seconds, work, arguments))
         else:
@@ -215,60 +216,25 @@ def test_the_copy_that_runs_counts_when_slurm_has_forgotten_the_other(site):
     assert site.shown().status == 3
 
 
-# -- launches that fail
-
-
-def fail_the_launch(site) -> bool:
-    waiting = [job_id for job_id, job in site.cluster.jobs.items() if not job.is_final]
-    for job_id in waiting:
-        site.cluster.end(job_id, "CANCELLED")
-    return bool(waiting)
-
-
-@pytest.mark.parametrize("is_before", [False, True])
-@pytest.mark.parametrize("at", range(24))
-def test_a_worker_may_die_anywhere_around_a_failed_launch(site, at, is_before):
-    site.death.at_entry, site.death.is_before = at, is_before
-    site.task()
-    has_failed = False
-    for _ in range(4000):
-        try:
-            site.turn()
-        except WorkerDied:
-            site.restart()
-        if not has_failed:
-            has_failed = fail_the_launch(site)
-        else:
-            site.cluster.step()
-        if site.supervisor.live_count == 0:
-            break
-    assert site.shown().status == 3, site.entries()
-    assert sum(job.has_run for job in site.cluster.jobs.values()) == 1
-
-
-def test_a_cancel_after_a_failed_launch_submits_nothing_more(site):
-    site.task()
-    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
-    fail_the_launch(site)
-    site.run_until(lambda: "again" in site.entries(), steps_slurm=False)
+@pytest.mark.fault("job id given out again", phases=("submitted", "pending"))
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_cancel_does_not_reach_the_job_that_got_the_id_of_a_lost_one(site, steps):
+    site.task("t1")
+    site.run_until(lambda: site.entries("t1")[-1] == "submitted", steps_slurm=False)
+    site.cluster.crash(site.state("t1").slurm_job_id)
+    site.task("t2")
+    site.run_until(lambda: site.entries("t2")[-1] == "submitted", steps_slurm=False)
+    assert site.state("t1").slurm_job_id == site.state("t2").slurm_job_id
+    site.run_for(steps, steps_slurm=False)
     site.revoked.add("t1")
     site.run_to_the_end()
-    assert site.shown().status == 5
-    assert sum(job.has_run for job in site.cluster.jobs.values()) == 0
-
-
-def test_the_token_of_an_attempt_that_is_over_is_forgotten(site):
-    site.task()
-    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
-    fail_the_launch(site)
-    site.run_to_the_end()
-    assert site.supervisor._by_token == {}
+    assert (site.shown("t1").status, site.shown("t2").status) == (5, 3)
 
 
 def test_a_job_cancelled_while_it_waited_says_who_did_it(site):
     site.task()
     site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
-    site.cluster.cancel([site.state().slurm_job_id])
+    site.cluster.cancel([site.state().token])
     site.run_to_the_end()
     assert site.state().verdict.code == "cancelled_in_slurm"
 
@@ -282,13 +248,14 @@ def test_the_order_to_cancel_a_held_job_is_given_until_it_arrives(site):
     listing = site.cluster.snapshot()
     site.cluster.is_unreachable = True
     site.supervisor._queue._found.put(listing)
-    site.run_to_the_end(seconds=60)
+    site.run_until(lambda: site.entries()[-1] == "reported", seconds=60)
     assert site.cluster.jobs[job_id].state == "PENDING"
     site.cluster.is_unreachable = False
-    site.supervisor._queue.cancel_again()
+    site.run_to_the_end()
     assert site.cluster.jobs[job_id].state == "CANCELLED"
 
 
+@pytest.mark.fault("run directory read-only on the node", phases=("running",))
 def test_a_run_directory_that_cannot_be_written_is_not_the_fault_of_the_analysis(site):
     site.task()
     site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
@@ -342,6 +309,10 @@ def test_an_unknown_task_with_a_nonsense_specification_is_kept(site):
     assert (site.root.unhandled / "x" / "reason.txt").exists()
 
 
+def takes_nothing() -> None:
+    """Celery makes no task of a lambda."""
+
+
 @pytest.mark.parametrize(
     "embed",
     [{"errbacks": 7}, {"callbacks": 7}, {"chain": 5}, {"errbacks": ["x"]}, {"callbacks": [{"task": None}]}],
@@ -349,7 +320,7 @@ def test_an_unknown_task_with_a_nonsense_specification_is_kept(site):
 def test_links_that_are_nonsense_keep_no_record_for_ever(site, embed):
     results = CeleryResults(site.app)
     if RUN not in site.app.tasks:
-        site.app.task(name=RUN, shared=False)(lambda: None)
+        site.app.task(name=RUN, shared=False)(takes_nothing)
     site.results.success, site.results.failure, site.results.revoked = (
         results.success,
         results.failure,

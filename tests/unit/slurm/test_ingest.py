@@ -17,7 +17,7 @@ from girder_worker_singularity.sif.use import last_used
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from girder_worker_slurm.celery_worker.message import DecodedTask
 from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, NotSupported
-from girder_worker_slurm.girder.ingest import ingest_images, read_descriptions
+from girder_worker_slurm.girder.ingest import ingest_images, labels_for_girder, read_descriptions
 from tests.support.sif_files import FakeApptainer, sif_bytes
 from tests.unit.slurm.http_girder import HttpGirder, Mishap, http_girder
 
@@ -34,11 +34,10 @@ class IngestGirder(HttpGirder):
     def answer(self, method, path, parameters, body):
         parts = path.strip("/").split("/")
         if (method, path) == ("POST", "/folder"):
-            key = (parameters["parentId"], parameters["name"])
-            folder = self.folders.setdefault(
-                key, {"_id": self.new_id("d"), "name": parameters["name"], "meta": {}}
-            )
-            folder["meta"] |= json.loads(parameters["metadata"])
+            form = dict(parse_qsl(body.decode()))
+            key = (form["parentId"], form["name"])
+            folder = self.folders.setdefault(key, {"_id": self.new_id("d"), "name": form["name"], "meta": {}})
+            folder["meta"] |= json.loads(form["metadata"])
             return 200, folder
         if (method, path) == ("POST", "/slicer_cli_web/cli"):
             return 200, self._put_cli(dict(parse_qsl(body.decode())))
@@ -80,7 +79,7 @@ class Bench:
         self.root = tmp_path
         self.clock = FakeClock()
         self.apptainer = FakeApptainer()
-        self.images: dict[str, dict | str] = {}
+        self.images: dict[str, dict | str | FakeAnswer] = {}
         self.on_list = lambda _image: None
         self.runner = FakeCommandRunner({"apptainer": self.answer})
         options = StoreOptions(ConvertOptions(tmp_dir=tmp_path / "build"), minimum_free_bytes=0)
@@ -105,6 +104,8 @@ class Bench:
         )
         clis = self.images[image]
         self.on_list(image)
+        if isinstance(clis, FakeAnswer):
+            return clis
         if isinstance(clis, str):
             return FakeAnswer(stdout=clis)
         if call.argv[-1] == "--list_cli":
@@ -295,7 +296,37 @@ def test_a_cancel_ends_it_before_the_next_image(bench):
     assert len([news for news in bench.news if "fetching" in news.line]) <= 2
 
 
+def test_a_cancel_does_not_wait_for_an_image_that_does_not_answer(bench):
+    bench.images["team/a:1"] = FakeAnswer(stdout=json.dumps({"A": {}}), takes_seconds=200)
+    cancelled = threading.Event()
+
+    def check():
+        if cancelled.is_set():
+            raise JobCancelled("in Girder")
+
+    bench.check = check
+    bench.on_list = lambda _image: cancelled.set()
+    with pytest.raises(JobCancelled):
+        bench.ingest("team/a:1")
+    assert [call.argv[-1] for call in bench.runner.calls if "exec" in call.argv] == ["--list_cli"]
+    assert list((bench.root / "tmp").iterdir()) == []
+
+
 @pytest.mark.parametrize("missing", ["name_list", "token", "folder_id"])
 def test_a_task_that_does_not_say_what_to_ingest_is_refused(bench, missing):
     with pytest.raises(NotSupported):
         bench.ingest("a:1", **{missing: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("org.example/a b", "x", {"org_example/a b": "x"}),
+        ("$where", "x", {"_where": "x"}),
+        ("", "x", {}),
+        ("a\0b", "c", {"a_b": "c"}),
+        ("half\udc80", "\ud83d", {"half?": "?"}),
+    ],
+)
+def test_labels_are_stored_by_names_that_girder_can_hold(name, value, stored):
+    assert labels_for_girder({name: value}) == stored

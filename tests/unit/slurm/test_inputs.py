@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from girder_client import GirderClient
@@ -29,8 +30,16 @@ from slicer_cli_web.girder_worker_plugin.direct_docker_run import (
 from girder_worker_singularity.errors import MountInvalid
 from girder_worker_singularity.run.docker_options import ResourceWishes
 from girder_worker_slurm.celery_worker.message import DecodedTask
+from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.errors import InputUnavailable, JobCancelled, NotSupported
-from girder_worker_slurm.girder.inputs import StagedTask, StagingRules, image_of, pull_policy, stage
+from girder_worker_slurm.girder.inputs import (
+    StagedTask,
+    StagingPlace,
+    StagingRules,
+    image_of,
+    pull_policy,
+    stage,
+)
 from tests.unit.slurm.http_girder import http_girder
 
 
@@ -47,6 +56,8 @@ class Bench:
         self.tmp_path = tmp_path
         self.run = tmp_path / "run" / "gw-1"
         self.run.mkdir(parents=True)
+        #: Where the inputs are brought to, if not to the run directory.
+        self.place = None
         self.client = GirderClient(apiUrl=url)
         self.client.token = "secret"
 
@@ -54,7 +65,8 @@ class Bench:
         rules = StagingRules(**kwargs.pop("rules", {}))
         kwargs = {"image": "image:1", "container_args": list(container_args), **kwargs}
         decoded = DecodedTask(tuple(args), kwargs, {}, None, ())
-        return stage(decoded, run=self.run, name="t1", rules=rules, check=check)
+        to = StagingPlace(self.run, self.place or self.run, RunDirectories(self.tmp_path).can_read)
+        return stage(decoded, to=to, name="t1", rules=rules, check=check)
 
     def host_path(self, task, path):
         """Where a path of the container lies on this host."""
@@ -229,6 +241,21 @@ def test_a_temporary_volume_lies_in_the_run_directory(bench):
     assert source.startswith(str(bench.run))
     assert task.arguments == (f"{destination}/x",)
     assert not is_read_only
+
+
+def test_inputs_that_are_brought_elsewhere_first_are_mounted_from_the_run_directory(bench, tmp_path, girder):
+    del girder
+    bench.place = tmp_path / "staging"
+    bench.place.mkdir()
+    volume = TemporaryVolume()
+    slide = GirderFileIdToVolume("f1", filename="slide.svs", gc=bench.client)
+    task = bench.stage(slide, VolumePath("x", volume), volumes=[volume, BindMountVolume("/data", "/in")])
+    sources = {destination: source for source, destination, _ in mounts(task)}
+    assert sources.pop("/in") == "/data"
+    assert all(Path(source).is_relative_to(bench.run) for source in sources.values())
+    inside, outside = (task.arguments[0].removeprefix("/mnt/girder_worker/t1/"), bench.run / "volume")
+    assert (bench.place / "volume" / inside).read_bytes() == b"first"
+    assert not outside.exists()
 
 
 def test_the_tasks_own_volume_has_the_same_place_in_every_attempt(bench, tmp_path):

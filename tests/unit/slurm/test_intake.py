@@ -66,6 +66,7 @@ def test_a_message_is_acknowledged_only_when_its_record_is_there(bench):
     assert [record.task_id for record in bench.supervisor.accepted] == ["t1"]
 
 
+@pytest.mark.fault("worker killed (SIGKILL)", phases=("message received",))
 def test_a_crash_before_the_acknowledgement_has_the_record_already(bench):
     class Died(BaseException):
         pass
@@ -79,6 +80,7 @@ def test_a_crash_before_the_acknowledgement_has_the_record_already(bench):
     assert [record.task_id for record in bench.root.own_records()] == ["t1"]
 
 
+@pytest.mark.fault("message redelivered or duplicated", phases=("message received", "directory written"))
 def test_a_message_that_comes_again_is_acknowledged_and_does_nothing_more(bench):
     bench.take()
     bench.work()
@@ -88,6 +90,7 @@ def test_a_message_that_comes_again_is_acknowledged_and_does_nothing_more(bench)
     assert len(bench.supervisor.accepted) == 1
 
 
+@pytest.mark.fault("message redelivered or duplicated", phases=("status reporting",))
 def test_a_message_of_a_job_that_has_ended_does_nothing_more(bench):
     bench.take()
     bench.work()
@@ -124,6 +127,7 @@ def mend_disk(bench):
     bench.root.records.mkdir()
 
 
+@pytest.mark.fault("disk full", phases=("message received",))
 def test_when_the_disk_refuses_consuming_stops_first_and_then_the_messages_go_back(bench):
     break_disk(bench)
     bench.take("t1")

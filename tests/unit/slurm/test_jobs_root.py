@@ -104,6 +104,14 @@ def test_a_second_worker_of_the_same_name_is_refused_while_the_first_lives(root,
     second.lease(clock).release()
 
 
+def test_a_worker_that_crashed_with_its_host_or_container_starts_again(root, tmp_path, clock, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr("girder_worker_singularity.lease._boot_id", lambda: "the boot before")
+        root.lease(clock)
+    made(tmp_path, "w1").lease(clock).release()
+    assert 60 <= sum(clock.slept) <= 61
+
+
 def test_workers_of_other_names_live_beside_each_other(root, tmp_path, clock):
     root.lease(clock)
     made(tmp_path, "w2").lease(clock)
@@ -117,6 +125,7 @@ def test_each_worker_sees_its_own_records(root, tmp_path):
     assert [record.task_id for record in other.own_records()] == ["t2"]
 
 
+@pytest.mark.fault("job directory damaged", phases=("directory written",))
 def test_a_damaged_record_does_not_hide_the_others(root):
     add(root, "bad")
     add(root, "good")
@@ -185,6 +194,15 @@ def test_a_task_is_known_while_it_runs_and_after_its_end(root):
     assert root.has("t1")
     assert list(root.own_records()) == []
     assert [record.task_id for record in root.all_records()] == ["t1"]
+
+
+def test_a_job_that_ends_while_all_are_read_is_there_once(root):
+    first, second = add(root, "t1"), add(root, "t2")
+    found = root.all_records()
+    read = [next(found).task_id]
+    root.end(first)
+    root.end(second)
+    assert [*read, *(record.task_id for record in found)] == ["t1", "t2"]
 
 
 def test_a_record_that_ended_before_is_replaced_by_its_new_end(root):

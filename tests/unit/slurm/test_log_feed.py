@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.girder.log_feed import LogFeed
 
 
@@ -39,7 +40,7 @@ class Bench:
 
     def reload(self):
         """What a restarted worker has."""
-        self.feed = LogFeed(self.record, self.output, limit_bytes=self.limit)
+        self.feed = LogFeed(self.record, self.output, RunDirectories(self.record), limit_bytes=self.limit)
 
     def write(self, data):
         with self.output.open("ab") as file:
@@ -281,6 +282,6 @@ def test_a_crash_before_the_first_position_is_saved_loses_and_repeats_nothing(tm
     (tmp_path / "girder.log").write_bytes(b"one\n")  # written; the worker died before log.json was
     output = tmp_path / "output.log"
     output.write_bytes(b"one\ntwo\n")
-    feed = LogFeed(tmp_path, output, limit_bytes=1000)
+    feed = LogFeed(tmp_path, output, RunDirectories(tmp_path), limit_bytes=1000)
     feed.read(final=True)
     assert feed.next_update().text == "one\ntwo\n"

@@ -91,15 +91,20 @@ def test_a_job_that_has_not_ended_keeps_its_right_to_start(site, word):
     assert site.runs.claimed_by(site.state().token) == ""
 
 
-def test_a_worker_that_lost_its_lease_to_one_of_the_same_name_loses_its_jobs(tmp_path):
+@pytest.mark.fault("worker frozen, another takes over", phases=("submitted", "running"))
+def test_a_worker_that_lost_its_lease_to_one_of_the_same_name_loses_its_jobs(tmp_path, monkeypatch):
     """A worker that starts takes its own records up at their epoch: the frozen one of that name still owns them."""
     clock = FakeClock()
     frozen = JobsRoot(tmp_path / "jobs", "w1")
     frozen.prepare()
-    frozen.lease(clock)
+    with (
+        monkeypatch.context() as elsewhere
+    ):  # on this host the successor would see that it lives, and not start
+        elsewhere.setattr("socket.gethostname", lambda: "another-host")
+        frozen.lease(clock)
     record = Record.create(frozen.records, message_of("t1"), worker_id="w1", at=0.0)
     successor = JobsRoot(tmp_path / "jobs", "w1")
-    successor.lease(clock, wait_seconds=200.0)
+    successor.lease(clock)
     (taken,) = successor.own_records()
     taken.append("cancel", why="x")
     with pytest.raises(OwnershipLost):
@@ -133,7 +138,7 @@ def test_a_line_that_is_the_same_as_the_one_before_is_not_lost_in_a_doubt(tmp_pa
     """settle_doubt() compares only ends: "." after "." seems to have arrived."""
     output = tmp_path / "output.log"
     output.write_bytes(b".\n")
-    feed = LogFeed(tmp_path, output, limit_bytes=1000)
+    feed = LogFeed(tmp_path, output, RunDirectories(tmp_path), limit_bytes=1000)
     feed.read()
     feed.update_arrived(feed.next_update())
     output.write_bytes(b".\n.\n")
@@ -246,7 +251,7 @@ def test_a_log_that_cannot_be_removed_does_not_keep_all_others_for_ever(tmp_path
         root.end(record)
     (tmp_path / "t5.log").mkdir()  # nobody can unlink a directory
     clock = FakeClock(now=4_000_000_000.0)
-    retention = Retention(root, runs, clock, keep_days=7, keep_failed_days=30)
+    retention = Retention(root, lambda _: runs, clock, keep_days=7, keep_failed_days=30)
     for _ in range(3):
         with contextlib.suppress(OSError):
             retention.remove_old()
@@ -289,6 +294,7 @@ def test_a_deleted_job_that_was_cancelled_before_does_not_fill_its_record(site):
     assert site.entries().count("cancel") <= 2
 
 
+@pytest.mark.fault("disk full", phases=("message received",))
 def test_a_message_that_cannot_be_kept_stays_with_the_broker_and_the_consumer_goes_on(tmp_path):
     """UnhandledMessages._keep() lets the OSError of a full disk into Celery's event loop."""
     root = JobsRoot(tmp_path / "jobs", "w1")
@@ -341,6 +347,7 @@ def test_an_error_after_a_message_was_taken_is_logged_and_ends_nothing(tmp_path,
     assert "KeyError" in caplog.text
 
 
+@pytest.mark.fault("job id given out again", phases=("running",))
 def test_a_word_of_another_slurm_job_ends_nothing(site):
     """A second submission that was turned away knows nonce and token too; only the one with the claim runs."""
     site.cluster.default_program = FakeProgram(is_endless=True)

@@ -8,26 +8,17 @@ import json
 
 import jsonpickle
 import pytest
-from celery import Celery
 from girder_worker.docker.transforms import VolumePath
 
 from girder_worker_slurm.celery_worker.message import body_bytes, decode, store_message
 from girder_worker_slurm.errors import MessageUndecodable
 from tests.unit.slurm.site import broker_message, message_of
 
-
-@pytest.fixture(scope="module")
-def app():
-    app = Celery("test", broker="memory://", set_as_current=False)
-    app.conf.accept_content = ["json"]
-    return app
-
-
 HEADERS = {"id": "t1", "task": "a.task", "lang": "py", "root_id": "r", "retries": 0}
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-def test_a_message_of_the_second_protocol_survives_the_disk(app):
+def test_a_message_of_the_second_protocol_survives_the_disk():
     message = broker_message(
         [[1, "ä"], {"x": None}, EMBED],
         headers=HEADERS,
@@ -36,17 +27,17 @@ def test_a_message_of_the_second_protocol_survives_the_disk(app):
     stored = json.loads(json.dumps(store_message(message)))
     assert (stored["task_id"], stored["task"], stored["queue"]) == ("t1", "a.task", "celery")
     assert body_bytes(stored) == message.body
-    decoded = decode(stored, app)
+    decoded = decode(stored)
     assert (decoded.args, decoded.kwargs) == ((1, "ä"), {"x": None})
     assert (decoded.context.id, decoded.context.reply_to, decoded.context.correlation_id) == ("t1", "q", "t1")
     assert decoded.context.root_id == "r"
 
 
-def test_a_message_of_the_first_protocol_has_its_names_in_the_body(app):
+def test_a_message_of_the_first_protocol_has_its_names_in_the_body():
     body = {"id": "t1", "task": "a.task", "args": [1], "kwargs": {"x": 2}, "callbacks": ["link"]}
     stored = store_message(broker_message(body))
     assert (stored["task_id"], stored["task"]) == ("t1", "a.task")
-    decoded = decode(stored, app)
+    decoded = decode(stored)
     assert (decoded.args, decoded.kwargs, decoded.embed["callbacks"]) == ((1,), {"x": 2}, ["link"])
 
 
@@ -71,8 +62,7 @@ def test_a_message_without_any_id_has_none():
     assert store_message(broker_message(b"nonsense"))["task_id"] == ""
 
 
-def test_the_id_may_come_from_the_correlation(app):
-    del app
+def test_the_id_may_come_from_the_correlation():
     stored = store_message(
         broker_message([[], {}, {}], headers={"task": "x"}, properties={"correlation_id": "c"})
     )
@@ -94,21 +84,21 @@ def stored_message(content, **fields):
         {"content_type": "application/unknown"},
     ],
 )
-def test_a_body_that_cannot_be_read_says_so(app, fields):
+def test_a_body_that_cannot_be_read_says_so(fields):
     with pytest.raises(MessageUndecodable):
-        decode(stored_message([[], {}, {}], **fields), app)
+        decode(stored_message([[], {}, {}], **fields))
 
 
-def test_pickle_is_never_read_even_if_it_comes(app):
+def test_pickle_is_never_read_even_if_it_comes():
     body = b"cos\nsystem\n(S'touch /tmp/owned'\ntR."
     stored = {**message_of("t1"), "body_base64": base64.b64encode(body).decode()}
     stored.update(content_type="application/x-python-serialize", content_encoding="binary")
     with pytest.raises(MessageUndecodable):
-        decode(stored, app)
+        decode(stored)
 
 
 @pytest.mark.parametrize("place", ["args", "kwargs", "deep"])
-def test_a_class_that_is_not_installed_is_named_with_its_package(app, place):
+def test_a_class_that_is_not_installed_is_named_with_its_package(place):
     missing = {"py/object": "histomicstk_extras.transforms.Slide", "x": 1}
     body = {
         "args": [[missing], {}, {}],
@@ -118,25 +108,25 @@ def test_a_class_that_is_not_installed_is_named_with_its_package(app, place):
     with pytest.raises(
         MessageUndecodable, match=r"histomicstk_extras.*install `histomicstk-extras`.*requeue t1"
     ):
-        decode(stored_message(body), app)
+        decode(stored_message(body))
 
 
-def test_result_hooks_become_objects(app):
+def test_result_hooks_become_objects():
     hook = json.loads(jsonpickle.encode(VolumePath("out.csv")))
     stored = message_of("t1", hooks=[hook])
-    (restored,) = decode(stored, app).hooks
+    (restored,) = decode(stored).hooks
     assert isinstance(restored, VolumePath)
     assert restored.filename == "out.csv"
 
 
-def test_a_hook_whose_class_is_missing_is_named(app):
+def test_a_hook_whose_class_is_missing_is_named():
     stored = message_of("t1", hooks=[{"py/object": "no_such_package.Hook"}])
     with pytest.raises(MessageUndecodable, match="no-such-package"):
-        decode(stored, app)
+        decode(stored)
 
 
-def test_a_message_can_be_decoded_again_and_again(app):
+def test_a_message_can_be_decoded_again_and_again():
     stored = message_of("t1", hooks=[json.loads(jsonpickle.encode(VolumePath("a")))], x=1)
-    first, second = decode(stored, app), decode(stored, app)
+    first, second = decode(stored), decode(stored)
     assert first.kwargs == second.kwargs
     assert isinstance(second.hooks[0], VolumePath)

@@ -13,7 +13,7 @@ from girder_worker.docker.transforms.girder import (
 
 from girder_worker_slurm.celery_worker.message import DecodedTask
 from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
-from girder_worker_slurm.girder.outputs import after_failure, deliver
+from girder_worker_slurm.girder.outputs import OutputPlace, after_failure, deliver
 from girder_worker_slurm.records.record import Record
 from tests.unit.slurm.http_girder import Mishap, http_girder
 
@@ -44,11 +44,25 @@ class Bench:
 
     def deliver(self, *hooks, check=lambda: None):
         decoded = DecodedTask((), {}, {}, None, hooks)
-        return deliver(self.record, decoded, run=self.run, name="t1", api_url="", check=check)
+        return deliver(
+            self.record,
+            decoded,
+            at=OutputPlace(self.run, self.run / "volume"),
+            name="t1",
+            api_url="",
+            check=check,
+        )
 
     def after_failure(self, *hooks):
         decoded = DecodedTask((), {}, {}, None, hooks)
-        return after_failure(decoded, self.record, run=self.run, name="t1", api_url="", check=lambda: None)
+        return after_failure(
+            decoded,
+            self.record,
+            at=OutputPlace(self.run, self.run / "volume"),
+            name="t1",
+            api_url="",
+            check=lambda: None,
+        )
 
 
 @pytest.fixture
@@ -77,6 +91,7 @@ def test_a_hook_that_is_done_is_not_run_again(bench, girder):
     assert girder.contents("out.csv") == [b"data"]
 
 
+@pytest.mark.fault("Girder answers 500", phases=("outputs uploading",))
 def test_a_worker_that_died_between_two_hooks_runs_only_the_second(bench, girder):
     bench.write("a", b"a")
     bench.write("b", b"b")
@@ -112,6 +127,7 @@ def test_an_output_that_was_not_written_is_told(bench):
 
 
 @pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.fault("Girder refuses an output (quota, rights)", phases=("outputs uploading",))
 def test_an_output_that_girder_refuses_is_told_with_its_place(bench, girder, status):
     bench.write("out.csv")
     girder.mishaps.append(Mishap("POST", "/file", status=status))

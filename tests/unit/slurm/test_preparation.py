@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from girder_worker_slurm.job.state import Phase
@@ -26,17 +28,21 @@ def written(site, name):
     return (site.runs.path(site.state().token) / name).read_text()
 
 
-def test_a_task_without_wishes_has_the_site_s_options_and_none_in_its_record(site):
+def test_a_task_without_wishes_has_the_site_s_options_as_they_were_when_its_script_was_made(site):
     site.task()
-    assert submitted(site).options == site.submit_options
-    assert site.state().options is None
+    site.run_until(site.is_in(Phase.RENDERED))
+    before = site.submit_options
+    site.submit_options = (("mem", "9G"),)
+    site.restart()
+    assert submitted(site).options == before
+    assert site.state().options == before
 
 
 def test_a_task_s_limits_become_options_of_its_job_and_outlast_a_restart(site):
     site.task(mem_limit="2g", nano_cpus=2_000_000_000)
     site.run_until(site.is_in(Phase.RENDERED))
     site.restart()
-    expected = (("time", "60"), ("mem", "2048M"), ("cpus-per-task", "2"))
+    expected = (("mem", "2048M"), ("time", "60"), ("cpus-per-task", "2"))
     assert submitted(site).options == expected
     assert site.state().options == expected
 
@@ -73,3 +79,44 @@ def test_a_value_that_makes_no_sense_ends_the_job_with_its_name(site):
     site.run_to_the_end()
     assert "`mem_limit`" in site.shown().text
     assert not site.calls("submit")
+
+
+def test_arguments_for_slurm_become_options_and_never_reach_the_program(site):
+    site.task(arguments=("CLI", "--slurm_mem", "3G", "in", "--slurm_exclusive", "out"), slurm={"time": 30})
+    assert submitted(site).options == (("mem", "3G"), ("time", "30"), ("exclusive", ""))
+    assert written(site, "arguments") == "CLI\0in\0out\0"
+    options = json.loads((site.job().record.path / "options.json").read_text())
+    assert [(option["name"], option["origin"]) for option in options] == [
+        ("mem", "The argument --slurm_mem"),
+        ("time", "docker-params of the CLI, slurm.time"),
+        ("exclusive", "The argument --slurm_exclusive"),
+    ]
+
+
+def test_options_that_were_asked_for_outlast_a_restart(site):
+    site.task(arguments=("CLI", "--slurm_mem=3G"))
+    site.run_until(site.is_in(Phase.STAGED))
+    site.restart()
+    assert submitted(site).options == (("mem", "3G"), ("time", "60"))
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (
+            {"arguments": ("CLI", "--slurm_account=x")},
+            "--slurm_account: the sbatch option `account` may not be chosen",
+        ),
+        ({"arguments": ("CLI", "--slurm_mem", "lots")}, "'lots' of `mem` is not an amount of memory"),
+        ({"arguments": ("CLI", "--slurm_mem")}, "--slurm_mem has no value"),
+        ({"slurm": {"output": "/etc/x"}}, "`output` is set by the worker itself"),
+        ({"slurm": ["mem"]}, "is not a set of options"),
+    ],
+)
+def test_a_task_that_asks_for_what_it_may_not_ends_at_once_with_the_reason(site, task, words):
+    site.task(**task)
+    site.run_until(site.is_in(Phase.REPORTED))
+    assert not site.cluster.jobs
+    verdict = site.state().verdict
+    assert verdict.code == "option_refused"
+    assert words in verdict.sentence

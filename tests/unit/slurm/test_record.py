@@ -40,6 +40,7 @@ def test_a_second_record_of_a_task_is_none_and_leaves_the_first_alone(record, tm
     assert [path.name for path in tmp_path.iterdir()] == ["t1"]
 
 
+@pytest.mark.fault("two workers on one queue", phases=("message received",))
 def test_of_many_workers_that_create_one_record_exactly_one_does(tmp_path):
     gate = threading.Barrier(8)
     made = []
@@ -59,6 +60,7 @@ def test_of_many_workers_that_create_one_record_exactly_one_does(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t1"]
 
 
+@pytest.mark.fault("disk full", phases=("message received",))
 def test_nothing_is_left_behind_when_the_disk_refuses(tmp_path, monkeypatch):
     def refuse(_descriptor):
         raise OSError(28, "No space left on device")
@@ -110,6 +112,10 @@ def test_a_half_written_last_line_is_cut_off(record):
 
 
 @given(st.integers(0, 200))
+@pytest.mark.fault(
+    "power cut between write and sync",
+    phases=("directory written", "intent written", "submitted", "ended", "outputs uploading"),
+)
 def test_wherever_a_crash_tears_the_file_the_entries_before_are_kept(tmp_path_factory, size):
     path = tmp_path_factory.mktemp("x") / "state.jsonl"
     entries = [{"event": "upload", "key": f"ä{number}", "upload_id": "u"} for number in range(4)]
@@ -134,6 +140,7 @@ def test_damage_in_the_middle_is_damage(record):
         load(record)
 
 
+@pytest.mark.fault("power cut between write and sync", phases=("directory written",))
 def test_a_record_without_any_entry_is_an_accepted_job(record):
     (record.path / "state.jsonl").write_bytes(b"")
     assert load(record).state.phase is Phase.ACCEPTED
@@ -164,6 +171,7 @@ def test_a_worker_that_takes_over_is_the_owner_and_the_other_may_write_no_more(r
     assert load(record).state.phase is Phase.STAGED
 
 
+@pytest.mark.fault("second worker takes over", phases=("directory written",))
 def test_of_many_workers_that_take_over_exactly_one_does(record):
     others = [load(record, f"w{number}") for number in range(2, 10)]
     gate = threading.Barrier(len(others))
@@ -212,3 +220,17 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         write_durably(path, "\ud800")
     assert path.read_text() == "two"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_many_records_are_taken_over_with_one_mark_and_also_when_it_is_gone(tmp_path):
+    records = [Record.create(tmp_path, {"task_id": f"m{n}"}, worker_id="w1", at=0.0) for n in range(3)]
+    mark = tmp_path / "mark"
+    mark.write_text("w2", encoding="utf-8")
+    first, second, third = (Record.load(record.path, worker_id="w2") for record in records)
+    assert first.take_over(mark)
+    assert second.take_over(mark)
+    mark.unlink()
+    assert third.take_over(mark)
+    assert [load(record).owner() for record in records] == ["w2", "w2", "w2"]
+    with pytest.raises(OwnershipLost):
+        records[1].check_ownership()

@@ -85,6 +85,16 @@ def test_a_caller_that_wants_no_result_gets_none(app):
     assert app.AsyncResult("t4").status == "PENDING"
 
 
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [({}, "PENDING"), ({"ignore_result": None}, "PENDING"), ({"ignore_result": False}, "SUCCESS")],
+)
+def test_a_task_without_results_has_one_where_the_caller_asks_for_it(app, said, status):
+    app.tasks["the.task"].ignore_result = True
+    send_success(app, app.tasks["the.task"], f"t5-{said}", decoded(**said), "file")
+    assert app.AsyncResult(f"t5-{said}").status == status
+
+
 def test_linked_tasks_are_sent_with_the_value_and_the_same_ids_each_time(app, sent):
     for _ in range(2):
         context = decoded(callbacks=[link(), link()], root_id="r1")

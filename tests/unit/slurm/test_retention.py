@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
 
+from girder_worker_singularity.errors import GirderListUnknown
 from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.prune import PruneRules
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.sif.use import last_used
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.cluster.run_directory import RunDirectories
-from girder_worker_slurm.job.retention import ImageRetention, Retention
+from girder_worker_slurm.job.retention import ImageRetention, RemovedImages, Retention
 from girder_worker_slurm.job.state import Outcome, Verdict
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
@@ -30,7 +32,9 @@ class Bench:
         self.runs = RunDirectories(self.root.path)
         self.runs.prepare()
         self.clock = FakeClock()
-        self.retention = Retention(self.root, self.runs, self.clock, keep_days=7, keep_failed_days=30)
+        self.retention = Retention(
+            self.root, lambda _: self.runs, self.clock, keep_days=7, keep_failed_days=30
+        )
 
     def job(self, name, outcome=None):
         record = Record.create(self.root.records, {"task_id": name}, worker_id="w1", at=0.0)
@@ -145,6 +149,59 @@ def test_sifs_stay_until_a_rule_says_otherwise(tmp_path):
     shelf.clock.advance(1000 * DAY)
     assert shelf.retention.look_after() == 0
     assert shelf.idle.exists()
+
+
+class TestImagesThatWereRemovedFromGirder:
+    @pytest.fixture
+    def shelf(self, tmp_path):
+        """A store with two images that were ingested, and one that was not."""
+        shelf = Shelf(tmp_path, PruneRules())
+        shelf.other = shelf.store.ensure("other:1").path
+        shelf.descriptions = tmp_path / "cli"
+        shelf.descriptions.mkdir()
+        for sif in (shelf.used, shelf.idle):
+            (shelf.descriptions / f"{sif.name}.json").touch()
+        shelf.listed = frozenset({"docker.io/library/used:1"})
+        shelf.removed = RemovedImages(
+            shelf.store.root, shelf.descriptions, shelf.clock, listed=lambda: shelf.listed
+        )
+        return shelf
+
+    def test_the_sif_of_one_goes_and_others_stay(self, shelf):
+        shelf.clock.advance(3 * DAY)
+        assert shelf.removed.remove() == 1
+        assert not shelf.idle.exists()
+        assert not (shelf.descriptions / "idle_1.sif.json").exists()
+        assert shelf.used.exists()
+        assert shelf.other.exists()
+
+    def test_one_that_was_used_within_a_day_stays(self, shelf):
+        shelf.clock.advance(0.9 * DAY)
+        assert shelf.removed.remove() == 0
+        assert (shelf.descriptions / "idle_1.sif.json").exists()
+
+    def test_an_empty_list_removes_nothing(self, shelf, caplog):
+        shelf.listed = frozenset()
+        shelf.clock.advance(3 * DAY)
+        assert shelf.removed.remove() == 0
+        assert "no images at all" in caplog.text
+
+    def test_a_girder_that_does_not_answer_is_told_and_asked_again_an_hour_later(self, shelf, caplog):
+        asked = threading.Semaphore(0)
+
+        def fail():
+            asked.release()
+            raise GirderListUnknown("No answer.")
+
+        removed = RemovedImages(shelf.store.root, shelf.descriptions, shelf.clock, listed=fail)
+        for _ in range(2):
+            removed.look_after()
+            assert asked.acquire(timeout=10)
+            removed._thread.join(10)
+            removed.look_after()
+            assert not asked.acquire(blocking=False)
+            shelf.clock.advance(3601)
+        assert "stay: No answer." in caplog.text
 
 
 def test_a_sif_is_in_use_from_the_script_to_the_end_of_the_job_over_a_restart(tmp_path):

@@ -45,7 +45,7 @@ def test_a_file_is_written_as_a_whole_and_again(runs):
     path = runs.write("gw-1", "job.slurm", b"two", mode=0o700)
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o700
-    assert {entry.name for entry in runs.path("gw-1").iterdir()} == {"volume", "job.slurm"}
+    assert {entry.name for entry in runs.path("gw-1").iterdir()} == {"volume", "scratch", "job.slurm"}
 
 
 def test_nobody_has_the_claim_at_first(runs):
@@ -102,7 +102,7 @@ def test_events_are_read_and_kept_with_their_run(runs):
 
 
 def test_an_event_of_a_run_that_is_gone_is_removed(runs):
-    spool(runs, content=json.dumps({**EVENT, "token": "gw-gone"}))
+    spool(runs, "gw-gone.ended.7-0.json", content=json.dumps({**EVENT, "token": "gw-gone"}))
     (event,) = runs.events()
     runs.keep(event)
     assert list(runs.spool.iterdir()) == []
@@ -165,5 +165,5 @@ def test_a_directory_in_the_spool_does_not_hide_all_events(tmp_path):
     runs.prepare()
     (runs.spool / "a.json").mkdir()
     event = {"token": "gw-1", "kind": "ended", "slurm_job_id": "7", "nonce": "n"}
-    (runs.spool / "b.json").write_text(json.dumps(event))
+    (runs.spool / "gw-1.ended.1.json").write_text(json.dumps(event))
     assert [seen.token for seen in runs.events()] == ["gw-1"]

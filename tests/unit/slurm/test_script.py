@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.job.state import JobState
+from girder_worker_slurm.job.usage import cpu_seconds
+from girder_worker_slurm.job.verdict import verdict_of_event, verdict_of_last_word
 from girder_worker_slurm.script.render import JobScript, argument_file, render_script, sbatch_head
 
 GOLDEN = Path(__file__).parent / "golden" / "job.slurm"
@@ -38,6 +41,8 @@ EXAMPLE = JobScript(
     sbatch_head=("#SBATCH --mem=4G", "#SBATCH --time=1:00:00"),
     thread_variables=("OMP_NUM_THREADS",),
     gpu_variables=("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"),
+    job_variables=("JOB_ID=SLURM_JOB_ID", "JOB_JOB_FORMATED_NODELIST=nodes_apart"),
+    site_paths=("/data/atlas", "/opt/licence of it"),
     overlay="/shared/jobs/run/gw-abc-1/scratch/overlay.img",
     make_overlay=("apptainer", "overlay", "create", "/shared/jobs/run/gw-abc-1/scratch/overlay.img"),
 )
@@ -130,8 +135,9 @@ class Bench:
             "SLURMD_NODENAME": "node7",
             **slurm,
         }
+        # As slurmstepd starts it; a shell's `&` hands down SIGINT as ignored, and bash cannot trap what it ignores.
         return subprocess.Popen(
-            [str(self.script)],
+            ["env", "--default-signal", str(self.script)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -184,6 +190,81 @@ def test_the_container_s_environment_file_learns_what_slurm_allocated(tmp_path):
     bench.finish(**slurm)
     expected = 'GIVEN="x"\nOMP_NUM_THREADS=8\nMKL_NUM_THREADS=8\nCUDA_VISIBLE_DEVICES=GPU-1a,MIG-2/0\n'
     assert (bench.run / "environment").read_text() == expected
+
+
+def test_the_container_learns_about_its_job_under_names_of_no_scheduler(tmp_path):
+    pairs = (
+        "JOB_ID=SLURM_JOB_ID",
+        "JOB_NODELIST=SLURM_JOB_NODELIST",
+        "APART=nodes_apart",
+        "X=SLURM_JOB_NAME",
+        "Y=NOT_SET",
+    )
+    bench = Bench(tmp_path, job_variables=pairs)
+    bench.finish(SLURM_JOB_NODELIST="n1,n2", SLURM_JOB_NAME="$(id)")
+    assert (bench.run / "environment").read_text() == 'JOB_ID="11"\nJOB_NODELIST="n1,n2"\nAPART="n1 n2"\n'
+
+
+def test_nodes_in_brackets_are_told_apart_by_slurm(tmp_path):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(0o755)
+    bench = Bench(tmp_path, job_variables=("ALL=SLURM_JOB_NODELIST", "APART=nodes_apart"))
+    bench.finish(SLURM_JOB_NODELIST="n[1-2]", PATH=f"{scontrol.parent}:{os.environ['PATH']}")
+    assert (bench.run / "environment").read_text() == 'ALL="n[1-2]"\nAPART="n1 n2"\n'
+
+
+def test_a_path_of_the_site_that_is_not_on_the_node_ends_the_job_before_its_container(tmp_path):
+    (tmp_path / "is here").mkdir()
+    paths = (str(tmp_path / "is here"), "/no/such/atlas of the site")
+    bench = Bench(tmp_path, ("/bin/bash", "-c", "echo ran"), site_paths=paths)
+    assert bench.finish()[0] == 72
+    ended = bench.events()["ended"].fields
+    assert (ended["cause"], ended["path"]) == ("bind", "/no/such/atlas of the site")
+    assert "ran" not in bench.log.read_text()
+    verdict = verdict_of_event(JobState(ended=ended, slurm_job_id="11"))
+    assert verdict.code == "site_data_missing"
+    assert verdict == verdict_of_last_word(JobState(ended=ended, slurm_job_id="11"))
+    assert "/no/such/atlas of the site, which the site mounts" in verdict.sentence
+    assert "on node7" in verdict.sentence
+
+
+def test_paths_that_are_on_the_node_stop_nothing(tmp_path):
+    bench = Bench(tmp_path, ("/bin/bash", "-c", "echo ran"), site_paths=(str(tmp_path), "/bin/sh"))
+    assert bench.finish()[0] == 0
+    assert bench.log.read_text() == "ran\n"
+
+
+def test_what_was_given_and_what_was_used_are_told(tmp_path):
+    busy = "i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done"
+    bench = Bench(tmp_path, ("/bin/bash", "-c", busy))
+    bench.finish(SLURM_CPUS_ON_NODE="8", SLURM_MEM_PER_NODE="4096", SLURM_JOB_NUM_NODES="1")
+    started, ended = (bench.events()[kind].fields for kind in ("started", "ended"))
+    assert (started["cpus"], started["memory_mib"], started["nodes"]) == (8, 4096, 1)
+    assert cpu_seconds(ended["times"]) > 0.01
+
+
+def test_memory_of_a_control_group_that_is_not_the_job_s_is_not_told(tmp_path):
+    # Whatever this test runs in has one, and it is not that of a Slurm job 11.
+    bench = Bench(tmp_path)
+    bench.finish(job_id="11")
+    assert not {"memory_peak_bytes", "oom_kills"} & set(bench.events()["ended"].fields)
+
+
+@pytest.mark.parametrize(
+    ("slurm", "memory"),
+    [
+        ({"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_ON_NODE": "4"}, 2000),
+        ({"SLURM_MEM_PER_CPU": "500"}, None),
+        ({"SLURM_MEM_PER_NODE": "$(id)", "SLURM_CPUS_ON_NODE": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_memory_that_was_given_is_told_if_slurm_says_so(tmp_path, slurm, memory):
+    bench = Bench(tmp_path)
+    bench.finish(**slurm)
+    assert bench.events()["started"].fields.get("memory_mib") == memory
 
 
 @pytest.mark.parametrize(
@@ -259,6 +340,16 @@ def test_a_container_that_is_killed_tells_its_signal(tmp_path):
     bench.finish()
     assert bench.events()["ended"].fields["exit_code"] == 137
     assert bench.events()["ended"].fields["cause"] == "exit"
+
+
+def test_an_exit_code_that_a_full_disk_swallowed_is_known_from_the_shell(tmp_path):
+    bench = Bench(tmp_path, ("/bin/bash", "-c", "exit 7"))
+    full = bench.run / "exit_code"
+    full.symlink_to("/dev/null")  # reads as the empty file that a full disk leaves
+    bench.finish()
+    ended = bench.events()["ended"].fields
+    assert isinstance(ended["exit_code"], int)
+    assert ended["exit_code"] != 0
 
 
 def test_a_program_that_does_not_exist_is_told_as_127(tmp_path):

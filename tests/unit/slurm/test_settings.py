@@ -133,6 +133,24 @@ def test_a_word_or_number_out_of_place_is_refused_with_its_line(tmp_path, text):
         load_settings((file,), {})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[jobs]\nmax_submitted = 0\n",
+        "[jobs]\nmax_accepted = 0\n",
+        "[jobs]\nkeep_days = -1\n",
+        "[slurm]\nparallel_submits = 0\n",
+        "[slurm]\ncommands_per_second = 0\n",
+        "[slurm]\npoll_seconds = 0\n",
+        "[slurm]\nevent_seconds = 0\n",
+        "[girder]\nupdates_per_second = 0\n",
+    ],
+)
+def test_a_number_with_which_nothing_would_ever_be_done_or_all_the_time_stops_the_start(tmp_path, text):
+    with pytest.raises(SettingsInvalid, match=r":2: .*greater than"):
+        load_settings((cfg(tmp_path, text),), {})
+
+
 def test_run_options_are_json():
     env = {"GIRDER_WORKER_DOCKER_RUN_OPTIONS": '{"shm_size": "8g"}'}
     assert load_settings((), env).singularity.run_options == {"shm_size": "8g"}
@@ -234,3 +252,37 @@ def test_a_password_is_not_in_an_error_about_a_broken_line(tmp_path):
     with pytest.raises(SettingsInvalid) as caught:
         load_settings((file,), {})
     assert "geheim" not in str(caught.value)
+
+
+def test_a_key_for_girder_needs_girder_s_address(tmp_path):
+    file = tmp_path / "worker.cfg"
+    file.write_text(f"[jobs]\nroot = {tmp_path}\n[girder]\nprune_key_file = /key\n")
+    with pytest.raises(SettingsInvalid, match="api_url"):
+        load_settings((file,), {})
+    environment = {"GIRDER_WORKER_API_URL": "https://girder.example/api/v1"}
+    assert load_settings((file,), environment).girder.prune_key_file == Path("/key")
+
+
+def test_a_comma_in_a_line_of_bash_does_not_end_it(tmp_path):
+    line = "nvidia-smi --query-gpu=name --format=csv,noheader"
+    file = cfg(tmp_path, f"[slurm]\nprerun_commands =\n    {line}\n    two\npostrun_commands = {line}\n")
+    slurm = load_settings((file,), {}).slurm
+    assert slurm.prerun_commands == [line, "two"]
+    assert slurm.postrun_commands == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[slurm.options]\nmem =\n", r"\[slurm\] options: .*sets `mem` to nothing; it takes an amount"),
+        ("[slurm.options]\nmy opt = 3\n", "`my opt` is no name of an sbatch option"),
+        ("[slurm.options]\noutput = x\n", "`output`, which only the worker"),
+        ("[slurm.options]\ncomment = a\n  b\n", "`comment` to several lines"),
+        ("[slurm.gpu_options]\npartition =\n", "`partition` to nothing"),
+        ("[slurm.profiles]\na/b:* =\n  mem 16G\n", r"a/b:\*: .*`mem 16G` is no name"),
+        ("[slurm.profiles]\na/b:* =\n  exclusive\n  time =\n", "`time` to nothing"),
+    ],
+)
+def test_options_that_no_job_could_be_submitted_with_stop_the_start(tmp_path, text, words):
+    with pytest.raises(SettingsInvalid, match=words):
+        load_settings((cfg(tmp_path, text),), {})

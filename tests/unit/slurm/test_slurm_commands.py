@@ -82,35 +82,36 @@ def test_every_other_value_stays_one_argument(value):
     assert commands.option_arguments([("p", value)]) == ["-p", value]
 
 
+@pytest.mark.fault("squeue prints a banner", phases=("pending", "running"))
 def test_the_listing_is_read_row_by_row_and_banners_are_passed_over():
     rows = commands.parse_squeue(
         "* * * maintenance | tomorrow | at | 8 * * *\n"
-        "11|RUNNING|None|gw-1\n"
+        "11|RUNNING|None|ada|gw-1\n"
         "\n"
-        "12|PENDING|Resources|gw-2\n"
-        "13|CANCELLED by 1000|None|gw-3\n"
-        "14|COMPLETED+|None|gw-4\n"
-        "15_[1-3%2]|PENDING|None|array\n"
+        "12|PENDING|Resources|ada|gw-2\n"
+        "13|CANCELLED by 1000|None|bob|gw-3\n"
+        "14|COMPLETED+|None|ada|gw-4\n"
+        "15_[1-3%2]|PENDING|None|ada|array\n"
         "half a row|\n"
     )
-    assert [(row.slurm_job_id, row.state, row.reason, row.token) for row in rows] == [
-        ("11", "RUNNING", "None", "gw-1"),
-        ("12", "PENDING", "Resources", "gw-2"),
-        ("13", "CANCELLED", "None", "gw-3"),
-        ("14", "COMPLETED", "None", "gw-4"),
+    assert [(row.slurm_job_id, row.state, row.reason, row.unix_user, row.token) for row in rows] == [
+        ("11", "RUNNING", "None", "ada", "gw-1"),
+        ("12", "PENDING", "Resources", "ada", "gw-2"),
+        ("13", "CANCELLED", "None", "bob", "gw-3"),
+        ("14", "COMPLETED", "None", "ada", "gw-4"),
     ]
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs", "Z"))))
 def test_a_stranger_may_name_a_job_anything(name):
-    lines = f"5|RUNNING|None|{name}\n"
+    lines = f"5|RUNNING|None|ada|{name}\n"
     if len(lines.splitlines()) == 1:
         assert [row.token for row in commands.parse_squeue(lines)] == [name.strip()]
 
 
 def test_a_name_with_bars_does_not_shift_the_columns():
-    (row,) = commands.parse_squeue("5|RUNNING|None|6|COMPLETED|None|gw-1\n")
-    assert (row.slurm_job_id, row.state, row.token) == ("5", "RUNNING", "6|COMPLETED|None|gw-1")
+    (row,) = commands.parse_squeue("5|RUNNING|None|ada|6|COMPLETED|None|ada|gw-1\n")
+    assert (row.slurm_job_id, row.state, row.token) == ("5", "RUNNING", "6|COMPLETED|None|ada|gw-1")
 
 
 def test_a_job_is_read_from_scontrols_line_among_banners():
@@ -143,22 +144,18 @@ def test_scontrol_is_never_asked_about_anything_but_one_id(job_id):
         commands.scontrol_arguments(SlurmJobId(job_id))
 
 
-def test_many_jobs_are_cancelled_in_commands_of_bounded_length():
-    ids = [SlurmJobId(str(number)) for number in range(450)]
-    argvs = commands.scancel_arguments(ids, [], ["alice"], kill=False)
-    assert [len(argv) for argv in argvs] == [201, 201, 51]
-
-
-def test_jobs_without_a_known_id_are_cancelled_by_name_and_user():
-    argvs = commands.scancel_arguments([], ["gw-1"], ["alice", "bob"], kill=True)
+def test_jobs_are_cancelled_by_name_and_user():
+    argvs = commands.scancel_arguments(["gw-1", "gw-2"], "alice", kill=True)
     assert argvs == [
-        ["scancel", "--signal=KILL", "--full", f"--user={user}", "--name=gw-1"] for user in ("alice", "bob")
+        ["scancel", "--signal=KILL", "--full", "--user=alice", f"--name={token}"]
+        for token in ("gw-1", "gw-2")
     ]
 
 
 def test_nothing_to_cancel_is_no_command_at_all():
-    # A bare `scancel --user=x` would end every job of that user.
-    assert commands.scancel_arguments([], [], ["alice"], kill=False) == []
+    # `scancel --user=x`, or one with an empty name, would end every job of that user.
+    assert commands.scancel_arguments([], "alice", kill=False) == []
+    assert commands.scancel_arguments([""], "alice", kill=False) == []
 
 
 @pytest.mark.parametrize(
@@ -179,7 +176,15 @@ def test_a_complaint_about_the_connection_leaves_the_submission_unsure(stderr):
     [
         "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
         "sbatch: error: QOSMaxSubmitJobPerUserLimit",
+        # The words of 22.05.8 for what all jobs of an account, or of a QOS, share.
+        "sbatch: error: AssocGrpSubmitJobsLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
+        "sbatch: error: QOSGrpSubmitJobsLimit",
         "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying",
+        # MaxJobCount, after 120 s (recorded from 22.05.8)
+        (
+            "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+            "sbatch: error: Batch job submission failed: Resource temporarily unavailable\n"
+        ),
     ],
 )
 def test_a_submit_limit_is_told_from_a_refusal(stderr):
@@ -210,3 +215,10 @@ def test_a_comment_cannot_pretend_another_state():
     line = "JobId=7 JobName=gw-1 JobState=FAILED Reason=None ExitCode=3:0 Comment=x JobState=COMPLETED ExitCode=0:0\n"
     detail = commands.parse_scontrol(line)
     assert (detail.state, detail.exit_code) == ("FAILED", 3)
+
+
+def test_a_full_queue_concerns_all_users_but_is_in_doubt_when_the_answer_was_lost_too():
+    full = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+    assert commands.is_queue_full(full)
+    assert not commands.is_queue_full("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    assert commands.is_unsure(f"{full}sbatch: error: Socket timed out on send/recv operation")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, Phase, apply, fold
+from girder_worker_slurm.job.state import GirderJob, GirderUser, JobState, Outcome, Phase, apply, fold
 
 ATTEMPT = {"event": "attempt", "number": 1, "token": "gw-1", "nonce": "n1", "log_path": "/l/1"}
 STORY = [
@@ -16,6 +16,7 @@ STORY = [
         "kind": "container",
         "image": "i:1",
         "girder": {"url": "http://g/job/7", "token": "t"},
+        "user": {"id": "u1", "login": "ada"},
     },
     ATTEMPT,
     {"event": "staged"},
@@ -33,12 +34,15 @@ STORY = [
     {"event": "reported"},
     {"event": "closed"},
 ]
+AGAIN = {"event": "again", "token": "gw-1", "code": "node_fail", "nodes": "n", "why": "lost"}
 OTHER = [
+    AGAIN,
     {"event": "lost"},
     {"event": "cancel", "why": "in Girder"},
     {"event": "cancel"},
     {"event": "started", "token": "gw-other", "slurm_job_id": "99"},
     {"event": "ended", "token": "gw-other", "slurm_job_id": "99", "exit_code": 0, "cause": "exit"},
+    {"event": "again", "token": "gw-other", "code": "node_fail", "nodes": "n"},
     {"event": "something of a newer version", "x": 1},
     {"no event": "at all"},
 ]
@@ -50,11 +54,24 @@ def test_the_whole_story_ends_closed_with_everything_known():
     assert state.verdict.outcome is Outcome.SUCCESS
     assert state.girder == GirderJob("http://g/job/7", "t")
     assert state.girder.job_id == "7"
+    assert state.user == GirderUser("u1", "ada")
     assert (state.accepted_at, state.submitted_at, state.slurm_job_id) == (5.0, 6.0, "11")
     assert state.uploads == {"0:a": "u1"}
     assert state.uploaded == {"0:a"}
     assert state.hooks_done == {0}
     assert state.result_sent
+
+
+def test_a_record_of_an_older_version_says_nothing_about_the_user():
+    girder = {"url": "http://g/api/v1/job/7", "token": "t"}
+    state = fold([{"event": "admitted", "kind": "container", "image": "i:1", "girder": girder}])
+    assert state.user is None
+    assert state.girder.api_url == "http://g/api/v1"
+
+
+def test_who_it_is_stays_known_when_a_later_entry_does_not_say_so():
+    admitted = {"event": "admitted", "kind": "container", "girder": None}
+    assert fold([{**admitted, "user": {"id": "u1"}}, admitted]).user == GirderUser("u1")
 
 
 @pytest.mark.parametrize(
@@ -85,12 +102,12 @@ def test_a_verdict_is_never_lost_by_what_comes_later(entries):
     assert state.phase >= Phase.DECIDED
 
 
-@given(st.lists(st.sampled_from(STORY)), st.lists(st.sampled_from(OTHER[5:])))
+@given(st.lists(st.sampled_from(STORY)), st.lists(st.sampled_from(OTHER[7:])))
 def test_entries_that_are_not_known_change_nothing(entries, unknown):
     assert fold([*entries, *unknown]) == fold(entries)
 
 
-@pytest.mark.parametrize("event", OTHER[3:5])
+@pytest.mark.parametrize("event", OTHER[4:7])
 def test_events_of_another_token_are_ignored(event):
     state = fold(STORY[:7])
     assert apply(state, event) == state
@@ -106,6 +123,38 @@ def test_a_new_attempt_forgets_the_events_of_the_one_before_but_not_the_uploads(
     assert (state.started, state.ended, state.slurm_job_id) == (None, None, "")
     assert (state.phase, state.attempt, state.token) == (Phase.ADMITTED, 2, "gw-2")
     assert state.uploads == {"0:a": "u1"}
+
+
+@pytest.mark.parametrize("length", range(3, 10))
+def test_an_attempt_that_is_over_leaves_nothing_but_its_name(length):
+    state = fold([*STORY[:length], AGAIN])
+    assert (state.phase, state.token, state.nonce, state.log_path) == (Phase.ADMITTED, "", "", "")
+    assert (state.slurm_job_id, state.started, state.ended, state.attempt) == ("", None, None, 1)
+    ((earlier),) = state.earlier
+    assert (earlier.token, earlier.code, earlier.nodes, earlier.log_path) == (
+        "gw-1",
+        "node_fail",
+        "n",
+        "/l/1",
+    )
+
+
+def test_the_end_of_an_attempt_counts_once():
+    assert fold([*STORY[:8], AGAIN, AGAIN]) == fold([*STORY[:8], AGAIN])
+    second = {**ATTEMPT, "number": 2, "token": "gw-2", "nonce": "n2"}
+    assert fold([*STORY[:8], AGAIN, second, AGAIN]) == fold([*STORY[:8], AGAIN, second])
+
+
+def test_what_an_older_worker_recorded_of_a_failed_launch_is_understood():
+    state = fold([*STORY[:7], {"event": "again", "why": "CANCELLED before the start"}])
+    assert [(earlier.slurm_job_id, earlier.code) for earlier in state.earlier] == [("11", "launch_failed")]
+
+
+@given(st.lists(st.sampled_from(STORY[:9] + OTHER)))
+def test_events_of_an_earlier_attempt_never_touch_the_current_one(entries):
+    begun = [*STORY[:8], AGAIN, {**ATTEMPT, "number": 2, "token": "gw-2", "nonce": "n2"}]
+    late = [entry for entry in entries if entry.get("event") in ("started", "ended", "again")]
+    assert fold([*begun, *late]) == fold(begun)
 
 
 def test_a_lost_submission_may_be_submitted_again_with_the_same_token():

@@ -9,9 +9,12 @@ import pytest
 from girder_worker_singularity.errors import ConversionFailed, RegistryUnreachable
 from girder_worker_slurm.errors import ClusterUnreachable, SubmitDeferred, SubmitRejected
 from girder_worker_slurm.girder.job_updates import JobStatus
-from girder_worker_slurm.job.state import Outcome, Phase
+from girder_worker_slurm.job.retries import RetryRules
+from girder_worker_slurm.job.state import GirderUser, Outcome, Phase
+from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
-from tests.unit.slurm.site import Site, WorkerDied, message_of
+from girder_worker_slurm.users.mapping_file import parse_mapping
+from tests.unit.slurm.site import GirderJobOfFake, Site, WorkerDied, message_of
 
 SUCCESS, ERROR, CANCELED = JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED
 
@@ -142,6 +145,21 @@ def test_a_cancel_after_the_analysis_but_before_the_report_wins(site):
     assert site.shown().status == CANCELED
 
 
+@pytest.mark.parametrize(("code", "status", "word"), [(0, SUCCESS, "success"), (3, ERROR, "failure")])
+def test_a_cancel_after_girder_has_taken_the_end_changes_nothing(site, code, status, word):
+    site.cluster.default_program = FakeProgram(exit_code=code)
+    site.one_step_a_turn = True
+    site.task()
+    site.run_until(site.is_in(Phase.DELIVERED))
+    # Girder takes it, but its answer gets lost; then the user cancels what he still sees running.
+    site.girder.lost_answers = 1
+    site.run_until(lambda: site.shown().status == status)
+    site.revoked.add("t1")
+    site.run_to_the_end()
+    assert site.shown().status == status
+    assert [what for what, *_ in site.results.sent] == [word]
+
+
 def test_a_cancel_while_the_image_is_made_ends_the_job(site):
     site.images.error = RegistryUnreachable("no answer")
     site.task(image="other:1")
@@ -156,6 +174,7 @@ def test_a_cancel_while_the_image_is_made_ends_the_job(site):
 
 
 @pytest.mark.parametrize("is_taken", [True, False])
+@pytest.mark.fault("sbatch times out although the job exists", phases=("sbatch in flight",))
 def test_a_submission_whose_answer_was_lost_ends_in_exactly_one_run(site, is_taken):
     site.cluster.lose_answer_of_next_submit(is_taken=is_taken)
     site.task()
@@ -165,6 +184,7 @@ def test_a_submission_whose_answer_was_lost_ends_in_exactly_one_run(site, is_tak
     assert len(site.calls("submit")) == (1 if is_taken else 2)
 
 
+@pytest.mark.fault("frozen controller takes a submission late", phases=("sbatch in flight", "submitted"))
 def test_a_submission_that_surfaces_late_does_not_run_a_second_time(site):
     site.cluster.lose_answer_of_next_submit(is_taken=False)
     site.task()
@@ -178,6 +198,7 @@ def test_a_submission_that_surfaces_late_does_not_run_a_second_time(site):
     assert late in site.cluster.jobs
 
 
+@pytest.mark.fault("frozen controller takes a submission late", phases=("sbatch in flight", "submitted"))
 def test_a_late_copy_that_runs_first_is_the_one_that_counts(site):
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
@@ -190,6 +211,7 @@ def test_a_late_copy_that_runs_first_is_the_one_that_counts(site):
     assert site.cluster.runs_of(job.token) == 1
 
 
+@pytest.mark.fault("slurmctld does not answer", phases=("sbatch in flight",))
 def test_the_lookup_goes_on_while_slurm_does_not_answer(site):
     site.cluster.lose_answer_of_next_submit(is_taken=True)
     site.task()
@@ -236,6 +258,7 @@ def test_a_submission_that_is_not_possible_now_is_made_later(site, error):
 # -- ends without a word
 
 
+@pytest.mark.fault("job gone from Slurm", phases=("running",))
 def test_a_started_job_that_vanishes_is_an_error_and_not_started_again(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task()
@@ -247,6 +270,7 @@ def test_a_started_job_that_vanishes_is_an_error_and_not_started_again(site):
     assert len(site.calls("submit")) == 1
 
 
+@pytest.mark.fault("job gone from Slurm", phases=("pending",))
 def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(site):
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
@@ -257,8 +281,9 @@ def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(
     assert site.calls("submit") == [token, token]
 
 
-def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(site):
+def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(tmp_path):
     """Slurm cancels jobs whose ids it gave out before its controller lost its state (seen: 22.05.8)."""
+    site = Site(tmp_path, retries=RetryRules())
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
     token = site.state().token
@@ -270,7 +295,8 @@ def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_
     assert site.calls("submit") == [token, site.state().token]
 
 
-def test_a_job_that_no_node_could_launch_says_so(site):
+def test_a_job_that_no_node_could_launch_says_so(tmp_path):
+    site = Site(tmp_path, retries=RetryRules(infrastructure=1))
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
     first = site.state()
@@ -306,6 +332,7 @@ def test_a_job_that_is_lost_again_and_again_is_given_up_and_its_claim_taken(site
     assert len(site.calls("submit")) == 3
 
 
+@pytest.mark.fault("slurmctld does not answer", phases=("pending", "running"))
 def test_a_failed_listing_changes_nothing(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task()
@@ -345,6 +372,7 @@ def test_completed_in_slurm_without_a_word_of_the_job_is_no_success(site):
     assert site.runs.claimed_by(site.state().token) == "worker"
 
 
+@pytest.mark.fault("events seen late (caching file system)", phases=("ended",))
 def test_a_word_that_comes_late_still_counts(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task()
@@ -366,7 +394,7 @@ def test_a_job_that_slurm_holds_for_good_ends_with_the_reason(site):
     site.cluster.end(job_id, "PENDING", reason="launch failed requeued held")
     site.run_to_the_end(steps_slurm=False)
     assert site.shown().status == ERROR
-    assert site.state().verdict.code == "held"
+    assert site.state().verdict.code == "launch_failed"
     assert site.cluster.jobs[job_id].state == "CANCELLED"
 
 
@@ -374,7 +402,7 @@ def test_an_administrators_scancel_is_an_error_that_says_so(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task()
     site.run_until(lambda: site.state().started is not None)
-    site.cluster.cancel([site.state().slurm_job_id])
+    site.cluster.cancel([site.state().token])
     site.run_to_the_end()
     assert site.shown().status == ERROR
     assert site.state().verdict.code == "cancelled_in_slurm"
@@ -446,6 +474,7 @@ def test_a_registry_that_does_not_answer_is_asked_again_and_then_given_up(site):
 # -- Girder
 
 
+@pytest.mark.fault("Girder away", phases=("message received", "directory written"))
 def test_girder_that_does_not_answer_only_delays(site):
     site.girder.is_unreachable = True
     site.task()
@@ -455,6 +484,7 @@ def test_girder_that_does_not_answer_only_delays(site):
     assert site.shown().status == SUCCESS
 
 
+@pytest.mark.fault("Girder away", phases=("running",))
 def test_girder_that_goes_away_during_a_run_loses_and_repeats_nothing(site):
     site.cluster.default_program = FakeProgram(output=b"one\ntwo\n", is_endless=True)
     site.task()
@@ -470,6 +500,7 @@ def test_girder_that_goes_away_during_a_run_loses_and_repeats_nothing(site):
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 5])
+@pytest.mark.fault("answers of Girder lost", phases=("submitted", "running", "ended", "status reporting"))
 def test_answers_of_girder_that_are_lost_repeat_nothing(site, lost):
     site.cluster.default_program = FakeProgram(output=b"one\ntwo\n")
     site.task()
@@ -544,6 +575,7 @@ def test_an_event_without_the_right_nonce_is_ignored(site):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"token": 1}', "\0\0", "null"])
+@pytest.mark.fault("garbage in the spool", phases=("running",))
 def test_files_that_are_no_events_disturb_nobody(site, text):
     (site.runs.spool / "gw-test-x.ended.1.0.json").write_text(text)
     (site.runs.spool / "dangling.json").symlink_to("/nowhere")
@@ -552,6 +584,7 @@ def test_files_that_are_no_events_disturb_nobody(site, text):
     assert site.shown().status == SUCCESS
 
 
+@pytest.mark.fault("job in Slurm that no record knows", phases=("pending", "running"))
 def test_slurm_jobs_that_no_record_knows_any_more_are_cancelled(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task()
@@ -574,6 +607,21 @@ ENTRIES = range(1, 14)
 
 @pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.fault(
+    "worker killed at any entry of the record, before or after it is on disk",
+    phases=(
+        "directory written",
+        "inputs staging",
+        "intent written",
+        "sbatch in flight",
+        "submitted",
+        "pending",
+        "running",
+        "ended",
+        "outputs uploading",
+        "status reporting",
+    ),
+)
 def test_a_worker_that_dies_at_any_entry_runs_the_job_once_and_reports_it_once(site, entry, is_before):
     site.cluster.default_program = FakeProgram(output=b"one\ntwo\n")
     site.death.at_entry, site.death.is_before, site.death.seen = entry, is_before, 1
@@ -606,6 +654,7 @@ def test_a_worker_that_dies_while_a_job_runs_still_cancels_it(site, entry, is_be
     assert all(job.is_final for job in site.cluster.jobs.values())
 
 
+@pytest.mark.fault("worker away when the job ends", phases=("ended",))
 def test_the_end_that_came_while_the_worker_was_away_is_found(site):
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
@@ -616,6 +665,7 @@ def test_the_end_that_came_while_the_worker_was_away_is_found(site):
     assert site.shown().status == SUCCESS
 
 
+@pytest.mark.fault("Slurm has forgotten the job (MinJobAge)", phases=("ended",))
 def test_an_end_that_slurm_forgot_while_the_worker_was_away_is_found(site):
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
@@ -628,6 +678,7 @@ def test_an_end_that_slurm_forgot_while_the_worker_was_away_is_found(site):
     assert len(site.calls("submit")) == 1
 
 
+@pytest.mark.fault("second worker takes over", phases=("submitted", "running"))
 def test_a_job_that_another_worker_took_over_is_left_alone(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     record = site.task()
@@ -643,6 +694,7 @@ def test_a_job_that_another_worker_took_over_is_left_alone(site):
 # -- trouble of the worker itself
 
 
+@pytest.mark.fault("disk full", phases=("ended",))
 def test_the_jobs_last_word_is_not_lost_when_the_disk_is_full_for_a_moment(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     record = site.task()
@@ -681,3 +733,67 @@ def test_running_jobs_without_output_are_not_looked_at_four_times_a_second(site)
     site.story.feed = lambda job: looks.append(job) or feed
     site.run_for(10)
     assert len(looks) <= 12
+
+
+# -- whose it is
+
+
+def test_the_record_says_whose_job_it_is(site):
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user == GirderUser("u1", "ada")
+    assert site.girder.user_questions == 1
+
+
+def test_a_job_of_nobody_runs_and_is_nobodys(site):
+    site.girder.user = None
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user is None
+    assert site.shown().status == SUCCESS
+
+
+def test_a_girder_that_is_away_when_asked_for_the_user_is_asked_again(site):
+    site.girder.user_silences = 2
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user == GirderUser("u1", "ada")
+    assert site.shown().status == SUCCESS
+
+
+def test_a_user_whom_the_mapping_does_not_have_hears_it_before_anything_is_done(site):
+    site.users = parse_mapping("users:\n- login: grace")
+    site.restart()
+    site.task()
+    site.run_to_the_end()
+    assert site.shown().status == ERROR
+    assert "The Girder user ada may not run jobs here" in site.shown().text
+    assert site.state().verdict.code == "user_refused"
+    assert site.state().user.login == "ada"
+    assert "attempt" not in site.entries()
+    assert site.calls("submit") == []
+
+
+def test_a_user_s_options_are_those_of_the_job(site):
+    site.users = parse_mapping("users:\n- login: ada\n  account: patho\n  limits: {time: 10}")
+    site.restart()
+    site.task(arguments=("--slurm_time", "10", "a"))
+    site.task("t2", arguments=("--slurm_time", "11", "a"))
+    site.run_to_the_end()
+    assert site.state().options == (("account", "patho"), ("time", "10"))
+    assert site.shown().status == SUCCESS
+    assert site.state("t2").verdict.code == "option_refused"
+    assert len(site.calls("submit")) == 1
+
+
+def test_an_ingest_is_for_whoever_may_do_it_in_girder(site):
+    site.users = parse_mapping("users: []")
+    site.restart()
+    site.girder.jobs["job-t1"] = GirderJobOfFake()
+    message = message_of(
+        "t1", task="slicer_cli_web.image_job.ingest_from_docker", name_list=[], folder_id="f", token="t"
+    )
+    record = Record.create(site.root.records, message, worker_id="w1", at=site.clock.now())
+    site.supervisor.accept(record)
+    site.run_to_the_end()
+    assert site.state().verdict.code == "ingested"

@@ -62,11 +62,28 @@ def test_the_number_of_threads_does_not_grow_with_the_jobs(site):
     site.cluster.default_program = FakeProgram(is_endless=True)
     site.task("first")
     wait_until(lambda: site.cluster.step() or site.state("first").started is not None, site.describe)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for number in range(40):
         site.task(f"t{number}")
     wait_until(lambda: site.cluster.step() or len(site.calls("submit")) == 41, site.describe)
-    assert threading.active_count() <= before + 1
+    new = {thread.name for thread in threading.enumerate() if thread not in before}
+    assert not new
+
+
+def test_a_listing_without_any_of_many_jobs_starts_no_thread_for_them(tmp_path):
+    site = Site(tmp_path)
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    names = [f"t{number}" for number in range(30)]
+    for name in names:
+        site.task(name)
+    site.run_until(lambda: all(site.state(name).started is not None for name in names))
+    site.cluster.jobs.clear()
+    before = set(threading.enumerate())
+    site.run_until(lambda: all(site.supervisor._jobs[name].missing for name in names))
+    new = {thread.name for thread in threading.enumerate() if thread not in before}
+    assert not new
+    site.run_to_the_end()
+    assert {site.state(name).verdict.code for name in names} == {"vanished"}
 
 
 def test_a_pool_does_what_it_is_given_in_order():
@@ -78,3 +95,18 @@ def test_a_pool_does_what_it_is_given_in_order():
     pool.submit(finished.set)
     assert finished.wait(5)
     assert done == list(range(50))
+
+
+def test_a_pool_gives_the_users_their_turns():
+    done, began, may_go, finished = [], threading.Event(), threading.Event(), threading.Event()
+    pool = Pool("test", 1)
+    pool.submit(lambda: (began.set(), may_go.wait(5)))
+    assert began.wait(5)
+    for number in range(1000):
+        pool.submit(done.append, ("a", number), user="a")
+    pool.submit(done.append, ("b", 0), user="b")
+    pool.submit(finished.set, user="a")
+    may_go.set()
+    assert finished.wait(5)
+    assert done.index(("b", 0)) == 1
+    assert [number for user, number in done if user == "a"] == list(range(1000))

@@ -88,6 +88,7 @@ def test_files_of_one_name_in_different_hooks_or_places_are_different(girder, cl
 
 @pytest.mark.parametrize("is_done", [True, False])
 @pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.fault("connection to Girder cut", phases=("outputs uploading",))
 def test_an_upload_that_broke_off_is_resumed_once(girder, client, file, small_chunks, is_done, number):
     sound = client.post
 
@@ -127,6 +128,16 @@ def test_an_upload_that_girder_stumbles_over_is_begun_anew(girder, client, file)
     girder.mishaps.append(Mishap("GET", "/file/offset", status=500))
     client.uploadFileToFolder("folder1", str(file))
     assert girder.contents("out.txt") == [b"0123456789"]
+
+
+def test_an_upload_that_another_user_began_is_begun_anew(girder, client, file, small_chunks):
+    client.ledger.begun("0:out.txt", "u1")
+    client.ledger.acknowledged("0:out.txt", 4)
+    girder.uploads["u1"] = {"name": "out.txt", "size": 10, "data": b"0123", "replaced": None, "parent": {}}
+    girder.mishaps.append(Mishap("POST", "/file/chunk", status=403))
+    client.uploadFileToFolder("folder1", str(file))
+    assert girder.contents("out.txt") == [b"0123456789"]
+    assert client.ledger.done == ["0:out.txt"]
 
 
 def test_an_upload_is_resumed_only_where_girder_acknowledged_it(girder, client, file, small_chunks):

@@ -8,7 +8,7 @@ import pytest
 
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.job.live_job import LiveJob
-from girder_worker_slurm.job.state import GirderJob, JobState, Phase
+from girder_worker_slurm.job.state import GirderJob, GirderUser, JobState, Phase
 from girder_worker_slurm.job.supervisor import SupervisorRules
 from girder_worker_slurm.job.update_turns import UpdateTurns
 
@@ -22,16 +22,21 @@ class WritingStory:
         return SimpleNamespace(has_new_output=lambda: True, has_pending=True)
 
 
-def running_jobs(number):
-    state = JobState(phase=Phase.SUBMITTED, girder=GirderJob("http://g/job/1", "t"), started={"at": 1})
-    jobs = [LiveJob(SimpleNamespace(state=state, task_id=str(index))) for index in range(number)]
+def running_jobs(number, user="ada"):
+    state = JobState(
+        phase=Phase.SUBMITTED,
+        girder=GirderJob("http://g/job/1", "t"),
+        started={"at": 1},
+        user=GirderUser(user),
+    )
+    jobs = [LiveJob(SimpleNamespace(state=state, task_id=f"{user[3:]}{index}")) for index in range(number)]
     for job in jobs:
         job.announced = True
         job.next_status_check = 1e12
     return jobs
 
 
-def longest_gaps(number, *, seconds):
+def longest_gaps(number, *, seconds, others=()):
     """How long each of so many writing jobs waits for its turn at most."""
     clock = FakeClock()
     turns = UpdateTurns(
@@ -41,7 +46,7 @@ def longest_gaps(number, *, seconds):
         interval_seconds=_RULES.log_interval_seconds,
         status_check_seconds=_RULES.status_check_seconds,
     )
-    jobs = running_jobs(number)
+    jobs = [*running_jobs(number), *others]
     last = {job.task_id: clock.monotonic() for job in jobs}
     gaps = dict.fromkeys(last, 0.0)
     sent = 0
@@ -51,7 +56,8 @@ def longest_gaps(number, *, seconds):
             last[job.task_id] = clock.monotonic()
             sent += 1
         clock.advance(_RULES.event_seconds)
-    return gaps, sent
+    # Whoever had no turn at all has waited too.
+    return {task: max(gap, clock.monotonic() - last[task]) for task, gap in gaps.items()}, sent
 
 
 @pytest.mark.parametrize("number", [1, 10, 40])
@@ -89,6 +95,26 @@ def test_with_more_jobs_the_budget_is_kept_and_nobody_is_forgotten():
     assert max(gaps.values()) <= 400 / _RULES.updates_per_second + 2
 
 
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_thousands_of_one_user_do_not_stand_before_the_few_of_others(is_shown):
+    others = [job for user in ("ada-b", "ada-c") for job in running_jobs(2, user)]
+    for job in others:
+        job.announced = is_shown
+    gaps, sent = longest_gaps(1000, seconds=30, others=others)
+    # Three seconds: with so many jobs a log is looked at every other second.
+    assert max(gaps[job.task_id] for job in others) <= 3.0
+    assert sent >= _RULES.updates_per_second * 27
+
+
+def test_many_busy_users_have_their_turns_alike():
+    others = [job for number in range(12) for job in running_jobs(30, f"ada-{number}-")]
+    gaps, _ = longest_gaps(0, seconds=60, others=others)
+    last = {}
+    for task, gap in gaps.items():
+        last.setdefault(task.split("-")[1], []).append(gap)
+    assert max(max(found) for found in last.values()) <= 360 / _RULES.updates_per_second + 10
+
+
 def test_a_job_that_is_not_shown_yet_comes_before_those_that_are():
     clock = FakeClock()
     turns = UpdateTurns(
@@ -112,5 +138,26 @@ def test_jobs_that_wait_for_an_image_are_told_each_phase_once_within_the_budget(
     for _ in range(4):
         clock.advance(1.0)
         assert turns.choose(jobs, clock.monotonic()) == []
-        shown.append(len(turns.choose_waiting(jobs)))
+        shown.append(len(turns.choose_waiting(jobs, clock.monotonic(), why=lambda _job: "")))
     assert shown == [2, 1, 0, 0]
+
+
+def test_jobs_that_wait_for_bytes_have_their_turns_alike():
+    clock = FakeClock()
+    turns = UpdateTurns(
+        WritingStory(), clock, per_second=2.0, interval_seconds=1.0, status_check_seconds=600.0
+    )
+    jobs = running_jobs(5)
+    last = dict.fromkeys(jobs, clock.monotonic())
+    longest = 0.0
+    for second in range(50):
+        clock.advance(1.0)
+        for job in jobs:
+            job.is_parked = True
+            job.image_phase = f"Image a: fetching {second} of 50 MB"
+        turns.choose(jobs, clock.monotonic())
+        for job in turns.choose_waiting(jobs, clock.monotonic(), why=lambda _job: ""):
+            longest = max(longest, clock.monotonic() - last[job])
+            last[job] = clock.monotonic()
+    assert longest == 3.0
+    assert min(last.values()) >= clock.monotonic() - 3.0

@@ -198,11 +198,16 @@ def row(word, reason):
 
 
 @pytest.mark.parametrize(
-    "reason",
-    ["launch failed requeued held", "(JobHoldMaxRequeue)", "BadConstraints", "DependencyNeverSatisfied"],
+    ("reason", "code"),
+    [
+        ("launch failed requeued held", "launch_failed"),
+        ("(JobHoldMaxRequeue)", "launch_failed"),
+        ("BadConstraints", "held"),
+        ("DependencyNeverSatisfied", "held"),
+    ],
 )
-def test_a_wait_that_can_never_end_is_an_end(reason):
-    assert hopeless_wait(row("PENDING", reason)).code == "held"
+def test_a_wait_that_can_never_end_is_an_end(reason, code):
+    assert hopeless_wait(row("PENDING", reason)).code == code
 
 
 @pytest.mark.parametrize(

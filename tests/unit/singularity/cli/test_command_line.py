@@ -15,11 +15,13 @@ from girder_worker_singularity.cli import cli
 from girder_worker_singularity.cli import site as site_module
 from girder_worker_singularity.cli.site import SingularitySite, site_store
 from girder_worker_singularity.cli.words import ago_text, size_bytes, size_text
+from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.prune import DAY_SECONDS
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.sif.use import last_used, note_use
+from girder_worker_singularity.source import girder_images as girder_images_module
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from tests.support.sif_files import FakeApptainer, sif_bytes
 
@@ -78,8 +80,19 @@ def test_the_help_of_each_command_has_examples_and_whole_sentences(name):
 
 def test_the_commands_are_listed_in_the_order_in_which_they_are_needed():
     text = CliRunner().invoke(cli, ["--help"]).output
-    places = [text.index(f"\n  {name} ") for name in ("pull", "list", "inspect", "run", "verify", "prune")]
+    places = [
+        text.index(f"\n  {name} ") for name in ("pull", "list", "inspect", "run", "verify", "adopt", "prune")
+    ]
     assert places == sorted(places)
+
+
+def test_a_sif_put_there_by_hand_is_adopted(desk):
+    desk.site.root.mkdir(parents=True)
+    (desk.site.root / "team_tool_1.sif").write_bytes(sif_bytes())
+    assert desk("adopt", IMAGE).stdout.endswith("team_tool_1.sif is team/tool:1.\n")
+    assert desk.json("adopt", IMAGE)["image"] == IMAGE
+    assert desk.json("list")[0]["image"] == IMAGE
+    assert "There is no other_1.sif" in desk("adopt", "other:1", code=1).stderr
 
 
 def test_an_image_is_pulled_and_told_on_stdout_its_progress_on_stderr(desk):
@@ -156,6 +169,15 @@ def test_the_printed_command_is_the_one_of_a_job_and_what_it_needs_is_there(desk
     assert (scratch / "environment").stat().st_mode & 0o777 == 0o600
 
 
+def test_variables_that_apptainer_cannot_hand_over_are_named(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    told = desk("run", "--print-command", "--env", "a.b=1", "--env", "HOME=/x", "--env", "OK=2", IMAGE).stderr
+    assert "'HOME'" in told
+    assert "'a.b'" in told
+    (scratch,) = tmp_path.glob("girder-singularity-run-*")
+    assert (scratch / "environment").read_text() == 'OK="2"\n'
+
+
 def test_a_run_follows_the_site_s_rules_for_the_image(desk, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     desk.site = replace(
@@ -197,7 +219,10 @@ def test_verify_finds_what_is_cut_off(desk):
     assert [entry["whole"] for entry in desk.json("verify")] == [True, True]
     os.truncate(desk.site.root / "team_tool_1.sif", 33_000)
     assert [entry["whole"] for entry in desk.json("verify", code=1)] == [True, False]
-    assert "cut off" in desk("verify", IMAGE, code=1).stderr
+    assert "cut off" in desk("verify", IMAGE, code=1).stdout
+    (answer,) = desk.json("verify", IMAGE, code=1)
+    assert (answer["path"], answer["whole"]) == (str(desk.site.root / "team_tool_1.sif"), False)
+    assert "cut off" in answer["problem"]
     desk("verify", "other:1")
 
 
@@ -245,6 +270,59 @@ def test_a_list_of_images_that_cannot_be_meant_removes_nothing(desk, stdin, word
     desk("pull", IMAGE)
     desk.site.clock.advance(10 * DAY_SECONDS)
     assert words in desk("prune", "--keep-images", "-", stdin=stdin, code=2).stderr
+    assert len(desk.json("list")) == 1
+
+
+@pytest.fixture
+def girder(monkeypatch):
+    """What a Girder lists, by its address; whom it was asked by."""
+    listed, asked = {}, []
+
+    def answer(url, account):
+        asked.append(account)
+        return frozenset(parse_image_reference(image).canonical for image in listed[url])
+
+    monkeypatch.setattr(girder_images_module, "girder_images", answer)
+    monkeypatch.setenv("GIRDER_API_KEY", "k3y")
+    monkeypatch.delenv("GIRDER_TOKEN", raising=False)
+    return listed, asked
+
+
+def test_prune_keeps_the_images_that_girder_has(desk, girder, tmp_path, monkeypatch):
+    listed, asked = girder
+    listed |= {"https://a": [IMAGE], "https://b": ["other:1"]}
+    desk("pull", IMAGE, "other:1", "third:1", "fourth:1")
+    desk.site.clock.advance(10 * DAY_SECONDS)
+    more = ("--keep-images", "-", "--keep-girder", "https://a", "--keep-girder", "https://b")
+    told = desk.json("prune", *more, "--dry-run", stdin="fourth:1\n")
+    assert [entry["image"] for entry in told["removed"]] == ["third:1"]
+    assert asked[0].api_key == "k3y"
+    monkeypatch.delenv("GIRDER_API_KEY")
+    assert "API key" in desk("prune", "--keep-girder", "https://a", code=2).stderr
+    key = tmp_path / "key"
+    key.write_text("fr0m file\n")
+    assert (
+        "read by others"
+        in desk("prune", "--keep-girder", "https://a", "--girder-key-file", str(key), code=1).stderr
+    )
+    key.chmod(0o600)
+    assert (
+        "does not hold"
+        in desk("prune", "--keep-girder", "https://a", "--girder-key-file", str(key), code=1).stderr
+    )
+    key.write_text("fr0mfile\n")
+    told = desk.json("prune", "--keep-girder", "https://a", "--girder-key-file", str(key))
+    assert sorted(entry["image"] for entry in told["removed"]) == ["fourth:1", "other:1", "third:1"]
+    assert asked[-1].api_key == "fr0mfile"
+
+
+def test_a_girder_without_images_removes_nothing(desk, girder):
+    girder[0]["https://a"] = []
+    desk("pull", IMAGE)
+    desk.site.clock.advance(10 * DAY_SECONDS)
+    assert "lists no images" in desk("prune", "--keep-girder", "https://a", code=2).stderr
+    girder[0]["https://a"] = ["quite:another"]
+    assert "None of the images" in desk("prune", "--keep-girder", "https://a", code=2).stderr
     assert len(desk.json("list")) == 1
 
 

@@ -42,8 +42,9 @@ class JobsOnDisk:
         assert record is not None
         if girder_id:
             url = f"http://girder/api/v1/job/{girder_id}"
+            user = {"id": "5f01", "login": "ada"}
             girder = {"url": url, "token": GIRDER_TOKEN, "title": title}
-            record.append("admitted", kind="container", image="org/image:1", girder=girder)
+            record.append("admitted", kind="container", image="org/image:1", girder=girder, user=user)
         for name, fields in events:
             record.append(name, **fields)
         return record
@@ -69,9 +70,9 @@ class JobsOnDisk:
         self.root.end(record)
         return record
 
-    def run(self, *arguments: str) -> Result:
+    def run(self, *arguments: str, stdin: str = "") -> Result:
         """What a command answers."""
-        return CliRunner().invoke(cli, list(arguments), env=self.environment)
+        return CliRunner().invoke(cli, list(arguments), env=self.environment, input=stdin)
 
     def json(self, *arguments: str) -> Any:
         """What a command answers to machines."""

@@ -17,12 +17,11 @@ class Cancelled:
     """A cluster that notes what is to be cancelled."""
 
     def __init__(self) -> None:
-        self.ids: list[str] = []
         self.tokens: list[str] = []
 
-    def cancel(self, slurm_job_ids=(), tokens=(), *, kill=False) -> None:
+    def cancel(self, tokens, *, kill=False, unix_user="") -> None:
         assert not kill
-        self.ids += slurm_job_ids
+        assert not unix_user
         self.tokens += tokens
 
 
@@ -60,9 +59,9 @@ def test_direct_leaves_the_wish_before_slurm_is_asked(jobs, monkeypatch):
     record = jobs.submitted("task-1", girder_id="66a1", slurm_job_id="17")
 
     class Checks(Cancelled):
-        def cancel(self, slurm_job_ids=(), tokens=(), *, kill=False) -> None:
+        def cancel(self, tokens, *, kill=False, unix_user="") -> None:
             assert (record.path / FILE_NAME).exists()
-            super().cancel(slurm_job_ids, tokens, kill=kill)
+            super().cancel(tokens, kill=kill, unix_user=unix_user)
 
     cluster = Checks()
     # The package has the command under the name of its module.
@@ -72,7 +71,7 @@ def test_direct_leaves_the_wish_before_slurm_is_asked(jobs, monkeypatch):
     result = jobs.run("cancel", "--direct", "66a1")
 
     assert result.exit_code == 0, result.output
-    assert cluster.ids == ["17"]
+    assert cluster.tokens == [record.state.token]
     assert "the next one to start tells Girder" in result.stdout
 
 
@@ -81,14 +80,14 @@ def test_a_submission_without_answer_is_cancelled_by_its_name(jobs):
     cluster = Cancelled()
 
     assert "if there is one" in cancel_in_slurm(record, cluster)
-    assert (cluster.ids, cluster.tokens) == ([], ["gw-abc-task-1"])
+    assert cluster.tokens == ["gw-abc-task-1"]
 
 
 def test_a_job_that_is_not_in_slurm_asks_nothing_of_slurm(jobs):
     cluster = Cancelled()
 
     assert "is not in Slurm" in cancel_in_slurm(jobs.job("task-1", girder_id="66a1"), cluster)
-    assert (cluster.ids, cluster.tokens) == ([], [])
+    assert cluster.tokens == []
 
 
 def test_a_job_that_has_ended_cannot_be_cancelled(jobs, worker):

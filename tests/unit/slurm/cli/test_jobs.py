@@ -110,10 +110,20 @@ def test_show_tells_everything_but_secrets(jobs, tmp_path):
 
     text, found = jobs.run("show", "66a1"), jobs.json("show", "66a1")
 
-    for word in ("66a1", "17", "node7", "Nuclei", "The analysis ended with exit code 3.", str(log), "last"):
+    for word in (
+        "66a1",
+        "17",
+        "node7",
+        "Nuclei",
+        "ada (5f01)",
+        "The analysis ended with exit code 3.",
+        str(log),
+        "last",
+    ):
         assert word in text.stdout
     assert found["log_tail"] == ["first", "my token is ***", "last"]
     assert found["started"]["node"] == "node7"
+    assert found["user"] == {"id": "5f01", "login": "ada"}
     for secret in (GIRDER_TOKEN, NONCE):
         assert secret not in text.stdout + json.dumps(found)
 
@@ -203,3 +213,47 @@ def test_debug_shows_where_an_error_comes_from(jobs):
 )
 def test_how_long_ago_is_short(seconds, words):
     assert ago("2026-01-01T00:00:00+00:00", 1_767_225_600 + seconds) == words
+
+
+def test_explain_says_where_each_option_comes_from_and_what_it_replaced(jobs):
+    record = jobs.submitted("task-1", girder_id="66aa", slurm_job_id="7")
+    options = [
+        {"name": "mem", "value": "4G", "origin": "The argument --slurm_mem", "instead_of": [["mem", "1G", "[slurm.options]"]]},
+        {"name": "exclusive", "value": "", "origin": "[slurm.profiles] team/*", "instead_of": []},
+    ]  # fmt: skip
+    (record.path / "options.json").write_text(json.dumps(options))
+    assert jobs.run("explain", "66aa").stdout.splitlines() == [
+        "Girder user: ada (5f01)",
+        "--mem=4G                        The argument --slurm_mem",
+        "      instead of --mem=1G, [slurm.options]",
+        "--exclusive                     [slurm.profiles] team/*",
+    ]
+    assert jobs.json("explain", "66aa") == options
+
+
+def test_explain_of_a_job_that_is_not_that_far_is_told_so(jobs):
+    jobs.submitted("task-1", girder_id="66aa", slurm_job_id="7")
+    answer = jobs.run("explain", "66aa")
+    assert answer.exit_code == 1
+    assert "not been decided yet" in answer.stderr
+
+
+def test_titles_and_logs_give_the_terminal_no_orders(jobs, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("line\x1b[1A\x1b[2K\n", encoding="utf-8")
+    title = "x\nstate: succeeded\x1b]0;owned\x07\u202e"
+    record = jobs.submitted("task-1", girder_id="66a1", slurm_job_id="17", title=title)
+    record.append("attempt", **attempt("task-1", str(log)))
+    jobs.root.keep_unhandled({"task_id": "t\x1b[2J", "task": "a\x1bb", "headers": {}}, "why\x1b[2J")
+
+    for arguments in (
+        ("show", "task-1"),
+        ("jobs",),
+        ("unhandled",),
+        ("show", "x\x1b[2J"),
+        ("show", "task-1", "--json"),
+    ):
+        result = jobs.run(*arguments)
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.output), arguments
+    assert "x^Jstate: succeeded^[]0;owned^G\\u202e" in jobs.run("show", "task-1").stdout
+    assert jobs.json("show", "task-1")["title"] == title

@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from girder_worker_singularity.terminal import TerminalOutput
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.cli.log_command import LogPrinter, tail_offset
 from tests.unit.slurm.cli.conftest import attempt
@@ -124,3 +125,12 @@ def test_the_last_lines_of_a_long_log_are_found(tmp_path):
     path.write_bytes(b"x" * 99 + b"\n" + (b"y" * 99_999 + b"\n") * 9)
 
     assert tail_offset(path, 9) == 100
+
+
+def test_a_terminal_is_shown_what_it_would_obey(jobs, tmp_path):
+    record = with_log(jobs, tmp_path / "log", "10%\r20%\nred \x1b[31m\x1b]0;owned\x07 end\n")
+    out = io.BytesIO()
+
+    LogPrinter(jobs.root, record, TerminalOutput(out), FakeClock()).copy(follow=False)
+
+    assert out.getvalue() == b"10%\n20%\nred ^[[31m^[]0;owned^G end\n"

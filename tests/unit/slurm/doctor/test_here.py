@@ -5,23 +5,25 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from girder_worker_singularity.command_runner import CommandResult
+from girder_worker_singularity.command_runner import CommandResult, LocalCommandRunner
 from girder_worker_singularity.lease import Holder, Lease
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
-from girder_worker_slurm.doctor import apptainer, configuration, directories, slurm
+from girder_worker_slurm.doctor import apptainer, configuration, directories, gpus, slurm
 from girder_worker_slurm.doctor.broker import check_broker, judge_queue
 from girder_worker_slurm.doctor.broker_connection import QueueFacts
 from girder_worker_slurm.doctor.checklist import start_checks
 from girder_worker_slurm.doctor.directories import DirectoryFacts, file_system_of, judge_directory, look_at
 from girder_worker_slurm.doctor.finding import Finding, Level
-from girder_worker_slurm.doctor.girder_server import check_girder, judge_version
+from girder_worker_slurm.doctor.girder_server import check_girder, has_plugin, judge_version
 from girder_worker_slurm.doctor.workers import judge_workers, workers_of
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, load_settings
+from tests.unit.slurm.http_girder import Mishap, http_girder
 
 
 def levels(findings) -> list[str]:
@@ -218,7 +220,7 @@ def test_start_is_allowed_where_all_is_here_and_makes_the_directories(tmp_path, 
         (programs / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(programs))
 
-    assert start_checks(settings_with(tmp_path / "jobs")) == []
+    assert start_checks(settings_with(tmp_path / "jobs"), os.environ, LocalCommandRunner()) == []
     assert (tmp_path / "jobs" / "sif").is_dir()
     assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o700
 
@@ -227,7 +229,11 @@ def test_start_is_refused_for_each_thing_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "file").write_text("")
 
-    found = start_checks(settings_with(tmp_path / "jobs", SIF_IMAGE_PATH=str(tmp_path / "file" / "sif")))
+    found = start_checks(
+        settings_with(tmp_path / "jobs", SIF_IMAGE_PATH=str(tmp_path / "file" / "sif")),
+        os.environ,
+        LocalCommandRunner(),
+    )
 
     assert [finding.check for finding in found] == [
         slurm.COMMANDS,
@@ -335,6 +341,17 @@ def test_only_girder_5_is_girder_as_it_should_be(status, answer, expected):
 def test_girder_is_asked_only_if_its_address_is_set():
     assert levels(check_girder("", timeout_seconds=1)) == ["ok"]
     assert levels(check_girder("http://127.0.0.1:1/api/v1", timeout_seconds=1)) == ["fail"]
+
+
+def test_the_plugin_of_the_server_is_noticed_without_a_token():
+    with http_girder() as girder:
+        assert levels(check_girder(girder.url, timeout_seconds=5)) == ["ok"]
+        girder.plugin = {}
+        girder_itself, plugin = check_girder(girder.url, timeout_seconds=5)
+        girder.mishaps.append(Mishap("GET", "/worker_slurm/options"))
+        assert has_plugin(girder.url, timeout_seconds=5) is None
+    assert (girder_itself.level.value, plugin.level.value) == ("ok", "ok")
+    assert "plugin worker_slurm" in plugin.found
 
 
 # -- Slurm
@@ -476,3 +493,53 @@ def test_no_room_for_a_conversion_fails(tmp_path):
 
     assert levels(apptainer.check_conversion(settings)) == []
     assert levels(apptainer.check_conversion(starving)) == ["fail"]
+
+
+# -- GPUs
+
+
+def gpu_findings(tmp_path, answer, config=""):
+    file = tmp_path / "worker.cfg"
+    file.write_text(f"[jobs]\nroot = {tmp_path}\n{config}")
+    runner = FakeCommandRunner({"sbatch": answer})
+    questions = slurm.SlurmQuestions(runner, None, timeout_seconds=5)
+    settings = load_settings((file,), {})
+    return list(gpus.check_gpus(questions, settings, (("mem", "1G"),))), runner
+
+
+def test_slurm_is_asked_whether_it_would_take_a_job_with_a_gpu(tmp_path):
+    config = "[slurm.gpu_options]\ngres = gpu:a100:{gpus}\npartition = gpu\n"
+    findings, runner = gpu_findings(tmp_path, FakeAnswer(0, ""), config)
+    assert levels(findings) == ["ok"]
+    argv = runner.calls[0].argv
+    assert argv[:2] == ("sbatch", "--test-only")
+    assert {"--mem=1G", "--gres=gpu:a100:1", "--partition=gpu"} <= set(argv)
+
+
+@pytest.mark.parametrize(
+    ("config", "level", "remedy"),
+    [
+        ("", "warn", "gpu_kind = none"),
+        ("[slurm.gpu_options]\npartition = gpus\n", "fail", "Correct [slurm.gpu_options]"),
+    ],
+)
+def test_a_refusal_of_gpus_is_told_in_slurm_s_words(tmp_path, config, level, remedy):
+    refusal = FakeAnswer(1, "", "sbatch: error: invalid partition specified: gpus\n")
+    (finding,) = gpu_findings(tmp_path, refusal, config)[0]
+    assert finding.level.value == level
+    assert "invalid partition specified: gpus" in finding.found
+    assert remedy in finding.remedy
+
+
+def test_a_site_without_gpus_asks_nothing(tmp_path):
+    findings, runner = gpu_findings(tmp_path, FakeAnswer(1, ""), "[singularity]\ngpu_kind = none\n")
+    assert (findings, runner.calls) == ([], [])
+
+
+def test_the_head_of_the_site_s_script_counts(tmp_path):
+    script = tmp_path / "submit.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --gres=gpu:2\nmodule load x\n")
+    findings, runner = gpu_findings(tmp_path, FakeAnswer(0, ""), f"[slurm]\nsubmit_script = {script}\n")
+    assert levels(findings) == ["ok"]
+    assert not [word for word in runner.calls[0].argv if word.startswith("--gres")]
+    assert runner.calls[0].stdin == "#!/bin/sh\n#SBATCH --gres=gpu:2\ntrue\n"

@@ -74,11 +74,17 @@ def test_a_node_that_sees_everything_is_fine():
         ({"logs": "no"}, "logs directory on the node", "fail"),
         ({"apptainer": "apptainer version 1.0.1"}, "Apptainer on the node", "fail"),
         ({"container_code": "255", "container_words": "FATAL: no"}, "container on the node", "fail"),
+        ({"overlay_code": "255", "overlay_words": "FATAL: fuse2fs"}, "overlay on the node", "fail"),
         ({"tmpdir_writable": "no"}, "TMPDIR on the node", "warn"),
     ],
 )
 def test_what_is_wrong_on_a_node_is_named(changes, check, level):
     assert troubles(reported(**changes)) == {check: level}
+
+
+def test_an_overlay_that_works_is_told_and_one_that_was_not_tried_is_not():
+    assert "overlay on the node" in {finding.check for finding in judge(reported(overlay_code="0"))}
+    assert "overlay on the node" not in {finding.check for finding in judge(reported())}
 
 
 def test_apptainer_missing_on_a_node_fails_in_the_shells_words():
@@ -157,9 +163,10 @@ def test_why_there_is_no_report(facts, level, word):
 
 
 def test_a_report_is_read_line_by_line():
-    assert parse_report("node=n1\nhidden=/a=b\nhidden=/c\nnonsense\n") == (
+    assert parse_report("node=n1\nhidden=/a=b\nhidden=/c\nmissing=/atlas\nnonsense\n") == (
         {"node": "n1", "nonsense": ""},
         ["/a=b", "/c"],
+        ["/atlas"],
     )
 
 

@@ -1,0 +1,75 @@
+"""What Slurm's accounting says about jobs that have ended: sacct's command line and its answer. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, first_word
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FIELDS = "JobIDRaw,JobName,State,ElapsedRaw,TotalCPU,MaxRSS,NodeList"
+_MIB = {"": 1 / 1024**2, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
+_SECONDS = re.compile(r"[0-9]{1,12}")
+_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGT]?)")
+_TIME = re.compile(r"(?:([0-9]{1,6})-)?(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,6}(?:\.[0-9]{1,9})?)")
+_ABSENT = re.compile(r"accounting storage is disabled|Problem talking to the database", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AccountedUsage:
+    """One job in the accounting; None is what is not known."""
+
+    token: str
+    nodes: str
+    run_seconds: float | None
+    cpu_seconds: float | None
+    memory_peak_mib: float | None
+    """The most that one process tree of one of its steps had, of all its nodes."""
+
+
+def sacct_arguments(slurm_job_ids: Sequence[str]) -> list[str]:
+    """Asks for these jobs and their steps."""
+    if not slurm_job_ids or not all(re.fullmatch(r"[0-9]+", job_id) for job_id in slurm_job_ids):
+        msg = f"{slurm_job_ids!r} are not Slurm job ids."
+        raise ValueError(msg)
+    return ["sacct", "--noheader", "--parsable2", f"--jobs={','.join(slurm_job_ids)}", f"--format={_FIELDS}"]
+
+
+def parse_sacct(stdout: str) -> dict[str, AccountedUsage]:
+    """The jobs that have ended, by id; a line that is none of ours (a banner) is passed over."""
+    rows = [line.split("|") for line in stdout.splitlines() if line.count("|") == _FIELDS.count(",")]
+    peaks: dict[str, float] = {}
+    for job_id, *_, memory, _nodes in rows:
+        found = _MEMORY.fullmatch(memory)
+        if found is not None:
+            base = job_id.partition(".")[0]
+            peaks[base] = max(peaks.get(base, 0.0), float(found[1]) * _MIB[found[2]])
+    return {
+        job_id: AccountedUsage(
+            token,
+            nodes,
+            float(elapsed) if _SECONDS.fullmatch(elapsed) else None,
+            accounted_seconds(cpu),
+            peaks.get(job_id),
+        )
+        for job_id, token, state, elapsed, cpu, _memory, nodes in rows
+        if re.fullmatch(r"[0-9]+", job_id) and first_word(state) in FINAL_STATES
+    }
+
+
+def accounted_seconds(text: str) -> float | None:
+    """`[days-][hours:]minutes:seconds[.fraction]` in seconds; None if it is not that."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def is_absent(stderr: str) -> bool:
+    """Whether sacct says that this cluster keeps no accounts, or does not show them."""
+    return bool(_ABSENT.search(stderr))

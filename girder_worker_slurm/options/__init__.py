@@ -1,0 +1,1 @@
+"""Which sbatch options a job gets: from the site, its image and its user, checked and limited. Pure."""

@@ -1,0 +1,160 @@
+"""One directory on two "hosts" over a real network file system: GlusterFS on loopback, with caches as NFS has them.
+
+A host is a mount of its own, whose programs have a host name of their own and see the other's changes late: what a
+file holds is fetched when it is opened, but whether it exists and when it was changed is answered from memory.
+Needs root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.support.stack import Stack
+
+REPOSITORY = Path(__file__).parents[2]
+_SECONDS_TO_START = 20
+_SERVER = """volume disk
+  type storage/posix
+  option directory {directory}/disk
+end-volume
+volume locks
+  type features/locks
+  subvolumes disk
+end-volume
+volume server
+  type protocol/server
+  option transport-type socket
+  option transport.socket.bind-address 127.0.0.1
+  option transport.socket.listen-port {port}
+  option auth.addr.locks.allow 127.0.0.1
+  subvolumes locks
+end-volume
+"""
+_CLIENT = """volume remote
+  type protocol/client
+  option transport-type socket
+  option remote-host 127.0.0.1
+  option remote-port {port}
+  option remote-subvolume locks
+end-volume
+volume write-behind
+  type performance/write-behind
+  subvolumes remote
+end-volume
+"""
+#: As NFS: contents are fetched at `open`; names and times are remembered, longer than a test lasts.
+LIKE_NFS = ("--direct-io-mode=enable", "--attribute-timeout=120", "--entry-timeout=120")
+#: Contents that were once read are never fetched again; names and times after a second.
+STALE_CONTENTS = ("--attribute-timeout=1", "--entry-timeout=1")
+
+
+@dataclass
+class NetworkMounts:
+    """Two mounts of one new directory below `directory`, which the stack's user owns. Use as a context manager."""
+
+    stack: Stack
+    directory: Path
+    options: tuple[str, ...] = LIKE_NFS
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __enter__(self) -> NetworkMounts:  # noqa: PYI034 - no subclass of it is wanted
+        self.directory.mkdir(mode=0o755)
+        (self.directory / "disk").mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        try:
+            for name, text in (("server", _SERVER), ("client", _CLIENT)):
+                (self.directory / f"{name}.vol").write_text(
+                    text.format(directory=self.directory, port=port), encoding="utf-8"
+                )
+            self._start("server", "glusterfsd")
+            self._wait_for(lambda: _listens(port))
+            for number in (1, 2):
+                mount = self._mount(number)
+                mount.mkdir()
+                self._start("client", "glusterfs", *self.options, "--fuse-mountopts=allow_other", str(mount))
+                self._wait_for(mount.is_mount)
+            shutil.chown(self._mount(1), self.stack.user, self.stack.user)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (1, 2):
+            subprocess.run(["umount", "--lazy", self._mount(number)], capture_output=True, timeout=30)
+        for process in reversed(self._processes):
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def path(self, number: int, name: str) -> Path:
+        """This name in the directory, as the host of this number sees it."""
+        return self._mount(number) / name
+
+    def begin(self, number: int, argv: Sequence[str | Path]) -> subprocess.Popen[str]:
+        """A program of the stack's user on the host of this number; it finds this project's modules."""
+        words = self.stack.as_user([str(word) for word in argv])
+        return subprocess.Popen(
+            ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', f"host{number}", *words],
+            env={**self.stack.user_environment(), "PYTHONPATH": str(REPOSITORY)},
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, number: int, argv: Sequence[str | Path]) -> str:
+        """What such a program printed; it has to succeed."""
+        return self.outcome(self.begin(number, argv))
+
+    @staticmethod
+    def outcome(process: subprocess.Popen[str]) -> str:
+        """What it printed until its end, which has to be a success."""
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == 0, err
+        return out
+
+    def _mount(self, number: int) -> Path:
+        return self.directory / f"host{number}"
+
+    def _start(self, kind: str, program: str, *more: str) -> None:
+        log = self.directory / f"{len(self._processes)}.log"
+        argv = [program, "--no-daemon", f"--volfile={self.directory}/{kind}.vol", f"--log-file={log}", *more]
+        self._processes.append(
+            subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment())
+        )
+
+    def _wait_for(self, condition) -> None:
+        until = time.monotonic() + _SECONDS_TO_START
+        while not condition():
+            if time.monotonic() > until or self._processes[-1].poll() is not None:
+                logs = "".join(log.read_text() for log in self.directory.glob("*.log"))
+                raise AssertionError(f"GlusterFS does not come up:\n{logs}")
+            time.sleep(0.05)
+
+
+def _environment() -> dict[str, str]:
+    # Not the caller's PATH: that may lack sbin.
+    return {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,1 @@
+"""Jobs and faults for a while, and an account of every job at the end."""

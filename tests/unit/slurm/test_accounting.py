@@ -1,0 +1,180 @@
+"""Slurm's accounting, asked after the end for what a job itself could not tell."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from girder_worker_singularity.testing import FakeClock
+from girder_worker_slurm.cluster.slurm_accounting import (
+    AccountedUsage,
+    accounted_seconds,
+    is_absent,
+    parse_sacct,
+    sacct_arguments,
+)
+from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable
+from girder_worker_slurm.job.accounting import Accounting
+from girder_worker_slurm.job.state import GirderJob, JobState
+from girder_worker_slurm.job.usage import accounted_sentence
+
+# sacct of 22.05.8, with slurmdbd: a job with one step of srun, which ended with 3, and one that still runs.
+ANSWER = (
+    (
+        "Welcome to the cluster!\n"
+        "1|gw-tok-1|FAILED|6|00:01.830||acc1|3:0\n"
+        "1.batch|batch|FAILED|6|00:00.293|65292K|acc1|3:0\n"
+        "1.0|bash|COMPLETED|3|00:01.536|61884K|acc1|0:0\n"
+        "2|gw-tok-2|RUNNING|6|00:00:00||acc1|0:0\n"
+    )
+    .replace("|3:0\n", "\n")
+    .replace("|0:0\n", "\n")
+)
+USAGE = AccountedUsage("gw-tok-1", "acc1", 6.0, 1.83, 65292 / 1024)
+GIRDER = GirderJob("http://girder/api/v1/job/1", "secret")
+
+
+def test_jobs_that_have_ended_are_read_with_the_most_of_their_steps():
+    assert parse_sacct(ANSWER) == {"1": USAGE}
+    assert parse_sacct("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("00:01.830", 1.83), ("01:02:03", 3723), ("2-00:00:01", 172801), ("", None), ("x", None), ("INVALID", None)],
+)  # fmt: skip
+def test_times_are_read_as_sacct_writes_them(text, seconds):
+    assert accounted_seconds(text) == seconds
+
+
+def test_only_numbers_are_asked_for():
+    assert "--jobs=1,22" in sacct_arguments(["1", "22"])
+    for ids in ([], [""], ["1;2"], ["--all"]):
+        with pytest.raises(ValueError, match="not Slurm job ids"):
+            sacct_arguments(ids)
+
+
+def test_a_cluster_without_accounting_is_known_by_its_words():
+    assert is_absent("Slurm accounting storage is disabled\n")
+    assert not is_absent("sacct: error: slurm_persist_conn_open: timed out")
+
+
+def test_what_is_not_known_is_left_out_of_the_sentence():
+    assert accounted_sentence(USAGE) == (
+        "By Slurm's accounts it used 64 MiB of memory at most and 2 s of processor time; ran 6 s on acc1."
+    )
+    assert accounted_sentence(AccountedUsage("t", "", None, None, None)) == "By Slurm's accounts it ran."
+
+
+class Updates:
+    def __init__(self):
+        self.logs, self.error = [], None
+
+    def update(self, job, *, log):
+        if self.error:
+            raise self.error
+        self.logs.append((job.job_id, log))
+
+
+class Bench:
+    def __init__(self, tmp_path):
+        self.clock, self.updates, self.asked, self.answers = FakeClock(), Updates(), [], []
+        self.ended = tmp_path
+        self.accounting = Accounting(self.ask, self.updates, self.clock, tmp_path)
+
+    def ask(self, ids):
+        self.asked.append(list(ids))
+        answer = self.answers.pop(0) if self.answers else {"1": USAGE}
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def job(self, task="task1", slurm_job_id="1", name="gw-tok-1", ended=None, **started):
+        (self.ended / task).mkdir(exist_ok=True)
+        state = JobState(
+            girder=GIRDER, token=name, slurm_job_id=slurm_job_id, started={"at": 1.0, **started},
+            ended={"seconds": 5} if ended is None else ended,
+        )  # fmt: skip
+        self.accounting.job_ended(task, state)
+
+    def pass_time(self, seconds=60.0):
+        self.clock.sleep(seconds)
+        if self.accounting.is_due():
+            self.accounting.look()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+KNOWN = {"seconds": 5, "memory_peak_bytes": 1, "times": "0m1.000s 0m0.000s"}
+
+
+def test_what_a_job_used_is_written_down_and_shown_once(bench):
+    bench.job()
+    bench.pass_time(4)
+    assert bench.asked == []
+    bench.pass_time(2)
+    bench.pass_time()
+    assert bench.asked == [["1"]]
+    assert bench.updates.logs == [("1", f"{accounted_sentence(USAGE)}\n")]
+    assert AccountedUsage(**json.loads((bench.ended / "task1" / "accounted.json").read_text())) == USAGE
+
+
+def test_a_job_that_could_tell_itself_is_not_asked_for_unless_it_had_several_nodes(bench):
+    bench.job(ended=KNOWN)
+    bench.pass_time()
+    assert bench.asked == []
+    bench.job(ended=KNOWN, nodes=2)
+    bench.pass_time()
+    assert bench.asked == [["1"]]
+
+
+def test_many_are_asked_for_with_one_command_a_minute(bench):
+    for number in range(300):
+        bench.job(task=f"t{number}", slurm_job_id=str(number + 1))
+    bench.pass_time(10)
+    bench.pass_time(10)
+    assert [len(ids) for ids in bench.asked] == [200]
+    bench.pass_time()
+    assert len(bench.asked) == 2
+
+
+def test_a_cluster_without_accounting_is_asked_once(bench):
+    bench.answers = [None]
+    bench.job()
+    bench.pass_time()
+    bench.job(task="other")
+    bench.pass_time()
+    assert len(bench.asked) == 1
+
+
+def test_what_does_not_show_up_is_given_up_after_some_tries(bench):
+    bench.answers = [ClusterUnreachable("busy"), {}, {}, {}]
+    bench.job()
+    for _ in range(6):
+        bench.pass_time()
+    assert len(bench.asked) == 3
+    assert bench.updates.logs == []
+
+
+def test_another_job_of_that_number_is_not_ours(bench):
+    bench.job(name="gw-other")
+    bench.pass_time()
+    assert bench.updates.logs == []
+
+
+def test_a_girder_that_is_away_costs_the_line_and_nothing_else(bench):
+    bench.updates.error = GirderUnreachable("away")
+    bench.job()
+    bench.pass_time()
+    assert (bench.ended / "task1" / "accounted.json").is_file()
+
+
+def test_a_record_that_was_removed_meanwhile_is_no_harm(bench):
+    bench.job()
+    (bench.ended / "task1").rmdir()
+    bench.pass_time()
+    assert bench.updates.logs == []
