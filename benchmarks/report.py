@@ -19,7 +19,7 @@ from benchmarks.live_log import lines_of_writing_jobs
 from benchmarks.peers import peers
 from benchmarks.site import Bench
 from benchmarks.standing import standing
-from benchmarks.throughput import chain, dispatch
+from benchmarks.throughput import arrays, chain, dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +121,10 @@ class _Parts:
             self._bench, 40 if self._quick else 100, seconds=60 if self._quick else 150
         )
 
+    def arrays(self) -> dict[str, Any]:
+        """What an array of jobs would gain."""
+        return {} if self._quick else arrays(self._bench, 1000)
+
     def peers(self) -> dict[str, Any]:
         """What others do."""
         return {} if self._quick else peers(self._bench, 100)
@@ -133,6 +137,7 @@ PARTS: dict[str, Callable[[_Parts], dict[str, Any]]] = {
     "chain": _Parts.chain,
     "standing": _Parts.standing,
     "log": _Parts.log,
+    "arrays": _Parts.arrays,
     "peers": _Parts.peers,
 }
 

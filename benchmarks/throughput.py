@@ -14,7 +14,7 @@ from benchmarks.site import Bench, last_act
 from tests.support.girder_site import ERROR, FINAL, SUCCESS, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.support.worker import Worker
@@ -31,6 +31,26 @@ exit 0
 
 def bare(bench: Bench, count: int, command: Sequence[str]) -> float:
     """Jobs per second of a loop of sbatch, four at a time, until each job has left its marker."""
+
+    def loop(submit: Callable[..., str]) -> None:
+        with ThreadPoolExecutor(PARALLEL_SUBMITS) as pool:
+            list(pool.map(lambda _number: submit(), range(count)))
+
+    return _rate(bench, count, command, loop)
+
+
+def arrays(bench: Bench, count: int) -> dict[str, Any]:
+    """One `sbatch --array` of all tasks beside a sbatch for each: the most that submitting them together could gain."""
+    before = bare(bench, count, ["true"])
+    together = _rate(bench, count, ["true"], lambda submit: submit(f"--array=0-{count - 1}"))
+    after = bare(bench, count, ["true"])
+    return {"array_ratio_vs_bare": round(together / ((before + after) / 2), 3)}
+
+
+def _rate(
+    bench: Bench, count: int, command: Sequence[str], submit_all: Callable[[Callable[..., str]], object]
+) -> float:
+    """Jobs per second from the first sbatch, which `submit_all` calls with options, until each job has left its marker."""
     work = bench.root / f"bare-{time.monotonic_ns()}"
     markers = work / "markers"
     subprocess.run(bench.stack.as_user(["mkdir", "-p", str(markers)]), check=True)
@@ -38,13 +58,10 @@ def bare(bench: Bench, count: int, command: Sequence[str]) -> float:
         "#!/bin/bash\n#SBATCH --mem=150 --output=/dev/null\n"
         f"{shlex.join(command)} >/dev/null\n: > {shlex.quote(str(markers))}/$SLURM_JOB_ID\n"
     )
-
-    def submit(_number: int) -> None:
-        bench.slurm("sbatch", "--parsable", f"--chdir={work}", stdin=script)
-
     begun = time.monotonic()
-    with ThreadPoolExecutor(PARALLEL_SUBMITS) as pool:
-        list(pool.map(submit, range(count)))
+    submit_all(
+        lambda *options: bench.slurm("sbatch", "--parsable", f"--chdir={work}", *options, stdin=script)
+    )
     wait_until(
         "all bare jobs have ended",
         lambda: sum(1 for _ in markers.iterdir()) >= count,

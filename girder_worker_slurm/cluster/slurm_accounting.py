@@ -16,7 +16,8 @@ _MIB = {"": 1 / 1024**2, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _SECONDS = re.compile(r"[0-9]{1,12}")
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMGT]?)")
 _TIME = re.compile(r"(?:([0-9]{1,6})-)?(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,6}(?:\.[0-9]{1,9})?)")
-_ABSENT = re.compile(r"accounting storage is disabled|Problem talking to the database", re.IGNORECASE)
+# Not "Problem talking to the database": that is a slurmdbd that is down, and may be back in a minute.
+_ABSENT = re.compile(r"accounting storage is disabled", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,5 @@ def accounted_seconds(text: str) -> float | None:
 
 
 def is_absent(stderr: str) -> bool:
-    """Whether sacct says that this cluster keeps no accounts, or does not show them."""
+    """Whether sacct says that this cluster keeps no accounts."""
     return bool(_ABSENT.search(stderr))

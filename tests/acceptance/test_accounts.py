@@ -37,12 +37,6 @@ users:
 - login: {dovahkiin}
   account: pc
 """
-#: What GIRDER_WORKER_JOB_GC_SCOPE adds to the tokens that Girder makes for inputs and outputs.
-_ADD_SCOPE = (
-    "import sys; from girder.models.token import Token;"
-    "print(Token().update({'scope': 'core.data.write', 'userId': {'$ne': None}},"
-    " {'$addToSet': {'scope': 'core.user_info.read'}}).modified_count)"
-)
 _NEW_TOKENS = (
     "import sys; from girder.models.user import User; from girder.models.token import Token;"
     "user = User().findOne({'login': sys.argv[1]});"
@@ -101,7 +95,11 @@ def _run(site: Site, girder: GirderSite, cli: str = "") -> str:
 def _doctor(site: Site) -> str:
     """What the doctor says, whatever else it does not like."""
     program = Path(sys.executable).with_name("girder-slurm")
-    env = site.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(site.worker.config)}
+    env = {
+        **site.stack.user_environment(),
+        "GIRDER_WORKER_SLURM_CONFIG": str(site.worker.config),
+        **site.worker.environment,
+    }
     command = site.stack.as_user([str(program), "doctor", "--no-probe"])
     return subprocess.run(
         command, env=env, cwd="/", check=False, capture_output=True, text=True, timeout=60
@@ -182,7 +180,7 @@ def test_a_limit_of_a_group_holds_for_its_members(
     site.worker.stop()
     jobs = {name: _run(site, user, large) for name, user in (("student", student), ("teacher", teacher))}
     small = _run(site, student)
-    assert int(site.girder.inside(_ADD_SCOPE)[-1]) > 0
+    site.girder.tell_groups()
     site.worker.start()
     assert "300 MiB of memory, more than the 200 that one job may have here" in _ended(
         student, jobs["student"], ERROR
@@ -244,6 +242,51 @@ def test_what_the_nodes_do_not_count_slurm_s_accounting_is_asked_for(
     ), line
     assert line in site.worker.command("show", job)
     assert site.girder.log(job).count("By Slurm's accounts") == 1
+
+
+@pytest.mark.fault("slurmdbd stopped", phases=("submitted", "pending", "running", "ended"))
+def test_jobs_begin_and_end_without_slurmdbd_and_its_accounts_are_asked_for_again(
+    site: Site, cluster: AccountingCluster, folder: str
+) -> None:
+    site.worker.stop()
+    site.worker.environment = cluster.environment
+    site.worker.start()
+    before = site.worker.log.stat().st_size
+    running = site.run_toy(folder, sleep=5)
+    wait_until("it runs", lambda: "toy starts" in site.girder.log(running), seconds=40)
+    with cluster.without_slurmdbd():
+        later = site.run_toy(folder, sleep=2)
+        for job in (running, later):
+            log = _ended(site.girder, job, SUCCESS)
+            assert (log.count("toy starts"), log.count("toy ends")) == (1, 1), log
+        wait_until(
+            "the accounting was asked in vain",
+            lambda: b"Slurm's accounting did not answer" in site.worker.log.read_bytes()[before:],
+            seconds=30,
+        )
+    # It is asked once a minute: that it answers then, test_accounting.py shows.
+    assert b"has no accounting" not in site.worker.log.read_bytes()[before:]
+
+
+def test_a_job_that_asks_for_memory_runs_where_slurm_counts_none(
+    site: Site, stack: Stack, folder: str
+) -> None:
+    with AccountingCluster(stack, counts_memory=False) as cluster:
+        cluster.sacctmgr("add", "account", "all", "cluster=valhalla")
+        cluster.sacctmgr("add", "user", f"names={stack.user}", "account=all", "cluster=valhalla")
+        # What the worker's `mem = 150` would come to there.
+        with pytest.raises(AssertionError, match="Memory specification can not be satisfied"):
+            cluster.run("sbatch", "--mem=150", "--wrap=true")
+        site.worker.stop()
+        site.worker.environment = cluster.environment
+        site.worker.start()
+        log = _ended(site.girder, site.run_toy(folder), SUCCESS)
+        assert "Slurm counts no memory on this cluster: mem=150 is left out." in log
+        doctor = _doctor(site)
+        assert (
+            "warn  memory of the nodes: slurm.conf does not say how much the nodes of normal have" in doctor
+        ), doctor
+        site.worker.stop()
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,31 @@ def test_a_container_sees_the_site_s_data_and_slurm_s_commands_come_by_a_module(
     assert (shared / "used sbatch").is_file()  # the module's, not the one on PATH
 
 
+def test_what_is_for_a_group_only_its_members_see(site: Site, image: str) -> None:
+    data = _open_directory(site, "trial")
+    (data / "note").write_text("of the trial\n")
+    member, other = (site.girder.new_user(f"{name}{uuid.uuid4().hex[:8]}") for name in ("member", "other"))
+    params = {"name": f"Trial {uuid.uuid4().hex[:8]}", "public": "true"}
+    group = member.call("POST", "group", params=params)["_id"]
+    site.worker.stop()
+    jobs = [
+        girder.run(
+            girder.cli(image, "Do"),
+            script="cat /opt/trial/note || echo nothing there",
+            outputFile="out.txt",
+            outputFile_folder=girder.new_folder(),
+        )
+        for girder in (member, other)
+    ]
+    site.girder.tell_groups()
+    _configure(site, f"[slurm.binds]\n{data} = /opt/trial, groups={group}\n")
+    logs = [
+        "".join(girder.wait_for_end(job)["log"]) for girder, job in zip((member, other), jobs, strict=True)
+    ]
+    assert ["of the trial\n" in log for log in logs] == [True, False], logs
+    assert "nothing there\n" in logs[1]
+
+
 def test_a_job_on_a_node_without_the_site_s_data_says_so(site: Site, image: str) -> None:
     _configure(site, "[slurm.binds]\n/no/such/atlas = /opt/atlas\n")
     log, _ = _ended(site, image, "echo ran", status=ERROR)

@@ -6,7 +6,6 @@ It takes nothing from the stack's cluster but munge and the two accounts, and to
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from tests.support.girder_site import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from tests.support.stack import Stack
@@ -42,12 +41,11 @@ SlurmdPidFile={base}/slurmd.pid
 MailProg=/bin/true
 MpiDefault=none
 SlurmdParameters=config_overrides
-NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={slurmd} CPUs=32 RealMemory=16000
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={slurmd} CPUs=32{node_memory}
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=long Nodes=ALL MaxTime=INFINITE State=UP
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=64
+{memory}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -62,6 +60,9 @@ KillWait=2
 MinJobAge=300
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 """
+
+_SLURMDBD = ["slurmdbd", "-D"]
+_COUNTED_MEMORY = "SelectTypeParameters=CR_Core_Memory\nDefMemPerCPU=64"
 
 _SLURMDBD_CONF = """\
 AuthType=auth/munge
@@ -85,7 +86,10 @@ class AccountingCluster:
     """The cluster. Use as a context manager; `sacctmgr` fills it."""
 
     stack: Stack
+    #: Without it slurm.conf has no word about the nodes' memory.
+    counts_memory: bool = True
     base: Path = Path()
+    _slurmdbd_port: int = 0
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -136,6 +140,18 @@ class AccountingCluster:
         """Changes accounts, users and QOS."""
         self.run("sacctmgr", "-i", *words, user=False)
 
+    @contextlib.contextmanager
+    def without_slurmdbd(self) -> Iterator[None]:
+        """slurmdbd is killed for as long as the block lasts; slurmctld keeps for it what happens meanwhile."""
+        (process,) = (process for process in self._processes if process.args[-2:] == _SLURMDBD)
+        process.kill()
+        process.wait(20)
+        self._processes.remove(process)
+        try:
+            yield
+        finally:
+            self._begin(_SLURMDBD, self.stack["DEVSTACK_SERVICE_USER"], self._slurmdbd_port)
+
     def _start(self) -> None:
         service_user = self.stack["DEVSTACK_SERVICE_USER"]
         text = Path(self.stack["SLURM_CONF"]).read_text(encoding="utf-8")
@@ -148,7 +164,9 @@ class AccountingCluster:
             "munge": found[1],
             "service_user": service_user,
             # The names of all nodes of a machine differ.
-            "node": f"acct{os.getpid()}",
+            "node": f"acct{ports['slurmd']}",
+            "node_memory": " RealMemory=16000" if self.counts_memory else "",
+            "memory": _COUNTED_MEMORY if self.counts_memory else "SelectTypeParameters=CR_Core",
             **ports,
         }
         self.base.chmod(0o755)
@@ -162,7 +180,8 @@ class AccountingCluster:
         dbd_conf.write_text(_SLURMDBD_CONF.format(**words), encoding="utf-8")
         shutil.chown(dbd_conf, service_user)
         self._start_mariadb(service_user, ports["mariadb"])
-        self._begin(["slurmdbd", "-D"], service_user, ports["slurmdbd"])
+        self._slurmdbd_port = ports["slurmdbd"]
+        self._begin(_SLURMDBD, service_user, self._slurmdbd_port)
         self.sacctmgr("add", "cluster", "valhalla")
         self._begin(["slurmctld", "-D", "-f", str(self.conf)], service_user, ports["slurmctld"])
         self._begin(["slurmd", "-D", "-N", str(words["node"]), "-f", str(self.conf)], "root", ports["slurmd"])

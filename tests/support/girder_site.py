@@ -22,6 +22,14 @@ INACTIVE, QUEUED, RUNNING, SUCCESS, ERROR, CANCELED, CANCELING = 0, 1, 2, 3, 4, 
 FINAL = (SUCCESS, ERROR, CANCELED)
 
 
+#: What GIRDER_WORKER_JOB_GC_SCOPE adds to the tokens that Girder makes for inputs and outputs.
+_ADD_SCOPE = (
+    "import sys; from girder.models.token import Token;"
+    "print(Token().update({'scope': 'core.data.write', 'userId': {'$ne': None}},"
+    " {'$addToSet': {'scope': 'core.user_info.read'}}).modified_count)"
+)
+
+
 class NotReached(AssertionError):
     """A condition did not come true in time; says what was seen last."""
 
@@ -153,6 +161,10 @@ class GirderSite:
             "headers": {"Girder-Token": token},
             "logPrint": True,
         }
+
+    def tell_groups(self) -> None:
+        """Lets the tokens of all tasks that wait tell e-mail address and groups, as GIRDER_WORKER_JOB_GC_SCOPE would have."""
+        assert int(self.inside(_ADD_SCOPE)[-1]) > 0
 
     def inside(self, code: str, *arguments: str) -> list[str]:
         """The words that a program prints which uses Girder's own models."""

@@ -58,6 +58,7 @@ def test_only_numbers_are_asked_for():
 def test_a_cluster_without_accounting_is_known_by_its_words():
     assert is_absent("Slurm accounting storage is disabled\n")
     assert not is_absent("sacct: error: slurm_persist_conn_open: timed out")
+    assert not is_absent("sacct: error: Problem talking to the database: Connection refused")
 
 
 def test_what_is_not_known_is_left_out_of_the_sentence():
