@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from girder_worker_slurm.errors import GirderUnreachable, JobDeleted, SlurmWorkerError
+from girder_worker_slurm.girder.connection import TIMEOUT, UNUSABLE, ask_girder, girder_session
 
 if TYPE_CHECKING:
     from girder_worker_slurm.job.state import GirderJob
-
-_TIMEOUT = (10.0, 60.0)  # connect, read
-#: An address or a token that no request can be made with, whenever it is tried.
-UNUSABLE = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.MissingSchema,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidHeader,
-    UnicodeError,
-)
 
 
 class JobStatus(enum.IntEnum):
@@ -112,18 +103,12 @@ class JobUpdates:
 
     def _call(self, method: str, job: GirderJob, data: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            response = self._session.request(
-                method, job.url, data=data, headers={"Girder-Token": job.token}, timeout=_TIMEOUT
+            response = ask_girder(
+                self._session, method, job.url, token=job.token, about=f"job {job.job_id}", data=data
             )
-        except requests.exceptions.InvalidProxyURL as error:
-            msg = f"Girder cannot be asked for job {job.job_id}: the proxy's address is wrong."
-            raise GirderUnreachable(msg) from error
         except UNUSABLE as error:
             msg = f"The task names a Girder job that cannot be asked for: {type(error).__name__}."
             raise AccessRefused(msg) from error
-        except requests.RequestException as error:
-            msg = f"Girder did not answer for job {job.job_id}: {type(error).__name__}."
-            raise GirderUnreachable(msg) from error
         if response.ok:
             try:
                 answer = response.json()
@@ -142,7 +127,7 @@ def token_of_api_key(api_url: str, key: str) -> str:
     """A token for what this API key may do; raises AccessRefused for a key that Girder does not know, GirderUnreachable."""
     try:
         # In the body: addresses are logged.
-        response = girder_session().post(f"{api_url}/api_key/token", data={"key": key}, timeout=_TIMEOUT)
+        response = girder_session().post(f"{api_url}/api_key/token", data={"key": key}, timeout=TIMEOUT)
         answer = response.json()
     except (requests.RequestException, ValueError) as error:
         msg = f"Girder did not answer for an API key: {type(error).__name__}."
@@ -182,12 +167,3 @@ def _raise_for(response: requests.Response, job: GirderJob) -> None:
         raise AccessRefused(msg)
     msg = f"Girder answered {response.status_code} for job {job.job_id}: {words}"
     raise GirderUnreachable(msg)
-
-
-def girder_session() -> requests.Session:
-    """Connections that all jobs and threads share; nothing is tried twice behind our back."""
-    session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=16, max_retries=0)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session

@@ -7,14 +7,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from girder_worker_slurm.errors import GirderUnreachable
-from girder_worker_slurm.girder.job_updates import UNUSABLE, girder_session
+from girder_worker_slurm.girder.connection import UNUSABLE, ask_girder, girder_session
 from girder_worker_slurm.job.state import GirderUser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import requests
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_slurm.job.state import GirderJob
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATH = "worker_slurm/options"
-_TIMEOUT = (10.0, 60.0)  # connect, read
 #: A changed setting counts after this long at the latest.
 FRESH_SECONDS = 60.0
 #: A Girder without the plugin gets it with a restart.
@@ -92,15 +91,9 @@ class ServerPlugin:
         """The plugin's answer, remembered; None if it is not there, or for this token not to be asked."""
         url = f"{api_url}/{PATH}"
         try:
-            response = self._session.get(url, headers={"Girder-Token": token}, timeout=_TIMEOUT)
-        except requests.exceptions.InvalidProxyURL as error:
-            msg = f"{url} cannot be asked for: the proxy's address is wrong."
-            raise GirderUnreachable(msg) from error
+            response = ask_girder(self._session, "GET", url, token=token, about=url)
         except UNUSABLE:
             return None
-        except requests.RequestException as error:
-            msg = f"Girder did not answer for {url}: {type(error).__name__}."
-            raise GirderUnreachable(msg) from error
         if response.status_code == 404:
             known = self._told.get(api_url)
             if known is not None and known.is_there and "Girder" not in response.text:

@@ -7,14 +7,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import requests
-
 from girder_worker_slurm.errors import GirderUnreachable
-from girder_worker_slurm.girder.job_updates import UNUSABLE, girder_session, moment_of
+from girder_worker_slurm.girder.connection import UNUSABLE, ask_girder, girder_session
+from girder_worker_slurm.girder.job_updates import moment_of
 from girder_worker_slurm.job.state import GirderUser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    import requests
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_slurm.girder.server_plugin import ServerPlugin
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT = (10.0, 60.0)  # connect, read
 #: How long what Girder says about a user counts: their jobs come in hundreds.
 _REMEMBERED_SECONDS = 300.0
 #: Girder's ways to say that it has no such thing, or not for this token.
@@ -122,15 +122,9 @@ class GirderUsers:
     def _ask(self, url: str, token: str) -> dict[str, Any]:
         """Girder's answer; empty if it refuses one."""
         try:
-            response = self._session.get(url, headers={"Girder-Token": token}, timeout=_TIMEOUT)
-        except requests.exceptions.InvalidProxyURL as error:
-            msg = f"{url} cannot be asked for: the proxy's address is wrong."
-            raise GirderUnreachable(msg) from error
+            response = ask_girder(self._session, "GET", url, token=token, about=url)
         except UNUSABLE:
             return {}
-        except requests.RequestException as error:
-            msg = f"Girder did not answer for {url}: {type(error).__name__}."
-            raise GirderUnreachable(msg) from error
         try:
             answer = response.json()
         except ValueError as error:
