@@ -6,15 +6,12 @@ import logging
 import os
 import socket
 import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_singularity.assembly import make_store
 from girder_worker_singularity.clock import SystemClock
 from girder_worker_singularity.command_runner import LocalCommandRunner
-from girder_worker_singularity.lease import LeaseLost
 from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_singularity.sif.prune import DAY_SECONDS, PruneRules
 from girder_worker_singularity.source.girder_images import account_in, girder_images
@@ -24,6 +21,7 @@ from girder_worker_slurm.celery_worker.admitted_objects import (
     guard_decoding,
 )
 from girder_worker_slurm.celery_worker.bounded_unpacking import bound_unpacking
+from girder_worker_slurm.celery_worker.consumer_switch import ConsumerSwitch
 from girder_worker_slurm.celery_worker.intake import Intake
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
@@ -60,22 +58,19 @@ from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 from girder_worker_slurm.users.mapping_file import read_mapping
 from girder_worker_slurm.users.unix_users import UnixUserRules
+from girder_worker_slurm.worker import SlurmWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
-    from girder_worker_singularity.lease import Lease
     from girder_worker_singularity.sif.store import SifStore
     from girder_worker_slurm.cluster.interface import Cluster
     from girder_worker_slurm.users.mapping import UserMapping
 
 logger = logging.getLogger(__name__)
 
-_HOUSEKEEPING_SECONDS = 5.0
-_PAUSE_SECONDS = 5.0
-_EX_TEMPFAIL = 75
 #: Space for the listing of tens of thousands of jobs.
 _OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -219,114 +214,6 @@ def container_rules(settings: Settings) -> ContainerRules:
         binds=parse_site_binds(settings.slurm.binds),
         honours_docker_resources=settings.slurm.docker_resources == "honour",
     )
-
-
-@dataclass
-class SlurmWorker:
-    """All parts of a running worker."""
-
-    settings: Settings
-    root: JobsRoot
-    clock: Clock
-    supervisor: Supervisor
-    intake: Intake
-    unhandled: UnhandledMessages
-    lease: Lease
-    retention: Retention
-    image_retention: ImageRetention
-    removed_images: RemovedImages | None
-    conversions: SlurmCommandRunner | None
-    accounting: Accounting | None
-    runs_as: RunsOfUsers
-    _consumers: ConsumerSwitch
-
-    def start(self) -> None:
-        """Takes up all unfinished jobs and begins to take new ones."""
-        records = list(self.root.own_records())
-        self.supervisor.start(records)
-        self.intake.start()
-        self._stop = threading.Event()
-        threading.Thread(target=self._keep_house, name="gw-housekeeping", daemon=True).start()
-        logger.info("%d unfinished jobs taken up from %s", len(records), self.root.path)
-
-    def stop(self) -> None:
-        """Stops; every job goes on in Slurm."""
-        self._stop.set()
-        self.intake.stop()
-        self.supervisor.stop()
-        self.runs_as.close()
-        self.lease.release()
-
-    def attach(self, consumer: Any) -> None:
-        """Tells which consumer takes messages now."""
-        self._consumers.attach(consumer, is_paused=self.intake.is_paused)
-
-    def _keep_house(self) -> None:
-        """Shows that this worker lives, takes over from workers that do not, and removes what is old."""
-        while not self._stop.wait(_HOUSEKEEPING_SECONDS):
-            try:
-                self.lease.refresh()
-                for record in self.root.orphaned_records(self.clock):
-                    self.supervisor.accept(record)
-                if self.retention.is_due():
-                    # Elsewhere: the lease must not wait for files of other users, or for thousands.
-                    self.supervisor.run_in_pool("deliver", self.retention.remove_old)
-                self.image_retention.look_after()
-                if self.removed_images is not None:  # after that, which stamps what live jobs use
-                    self.removed_images.look_after()
-                if self.conversions is not None:
-                    self.conversions.end_abandoned()
-                if self.accounting is not None and self.accounting.is_due():
-                    # Elsewhere: the lease must not wait for a slow database.
-                    self.supervisor.run_in_pool("deliver", self.accounting.look)
-            except LeaseLost:
-                # Others saw this worker stand still and carry its jobs now; two must not work under one name.
-                logger.critical(
-                    "The lease of worker %s was taken over by another: this one stops", self.root.worker_id
-                )
-                self.supervisor.stop()
-                # Not 0, so that a service manager starts it again; nothing is lost, everything is on disk.
-                os._exit(_EX_TEMPFAIL)
-            except Exception:
-                logger.exception("Housekeeping failed; it is tried again")
-
-
-class ConsumerSwitch:
-    """Stops and restarts the taking of messages, across reconnects."""
-
-    def __init__(self, queues: list[str]) -> None:
-        self._queues = queues
-        self._consumer: Any = None
-
-    def attach(self, consumer: Any, *, is_paused: bool) -> None:
-        """Uses this consumer from now on; a pause goes on. Called in the consumer's own thread."""
-        self._consumer = consumer
-        if is_paused:
-            for name in self._queues:
-                consumer.call_soon(consumer.cancel_task_queue, name)
-
-    def pause(self) -> None:
-        """Takes no more messages; returns when the consumer has stopped, or after some seconds."""
-        consumer = self._consumer
-        if consumer is None:
-            return
-        has_stopped = threading.Event()
-
-        def stop() -> None:
-            for name in self._queues:
-                consumer.cancel_task_queue(name)
-            has_stopped.set()
-
-        consumer.call_soon(stop)
-        # What is given back before that would be delivered again at once.
-        has_stopped.wait(_PAUSE_SECONDS)
-
-    def resume(self) -> None:
-        """Takes messages again."""
-        consumer = self._consumer
-        if consumer is not None:
-            for name in self._queues:
-                consumer.call_soon(consumer.add_task_queue, name)
 
 
 def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
