@@ -18,9 +18,10 @@ from girder_worker_singularity.command_runner import (
     LocalCommandRunner,
 )
 from girder_worker_singularity.errors import ContainerError
+from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.image.config import ImageConfig, image_config
 from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
-from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
+from girder_worker_singularity.lease import Lease, LeaseHeld, LeaseLost, LeaseWatch, Standing
 from girder_worker_singularity.run.cli_contract import CliDescription, list_clis, run_on_this_host
 from girder_worker_singularity.run.container import (
     ContainerSpec,

@@ -25,20 +25,22 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import threading
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import Self
 
+from girder_worker_singularity.holder import GONE, holder_in, values_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
+    from girder_worker_singularity.holder import Holder
 
 STALE_AFTER_SECONDS = 60.0
 REFRESH_SECONDS = 5.0
@@ -47,7 +49,6 @@ _POLL_SECONDS = 0.5
 _ABANDONED_SECONDS = 10.0  # between the two steps of a removal there are milliseconds
 _COUNTER_DIGITS = 12
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: removed while a network mount had it open
 
 
 class LeaseHeld(Exception):
@@ -82,55 +83,6 @@ class HardLinksMissing(OSError):
             "this file system has no hard links (or shows two names of one file as two files), which are needed here",
             str(directory),
         )
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease: enough to see on the same host whether that process still lives."""
-
-    host: str
-    boot_id: str
-    pid_namespace: str
-    pid: int
-    process_start: int
-    name: str = ""
-
-    @classmethod
-    def this_process(cls, name: str = "") -> Holder:
-        """The process that asks; `name` is for people who read the lease."""
-        pid = os.getpid()
-        return cls(
-            host=socket.gethostname(),
-            boot_id=_boot_id(),
-            pid_namespace=_pid_namespace(),
-            pid=pid,
-            process_start=_process_start(pid) or 0,
-            name=name,
-        )
-
-    def is_gone(self) -> bool:
-        """Whether it certainly runs no more: known only of processes of this boot of this host."""
-        return self.is_of_this_host() and _process_start(self.pid) != self.process_start
-
-    def is_of_this_host(self) -> bool:
-        """Whether this process can see that one: same boot of the same host, and the same namespace of processes."""
-        if not self.boot_id or self.boot_id != _boot_id() or self.host != socket.gethostname():
-            return False
-        return bool(self.pid_namespace) and self.pid_namespace == _pid_namespace()
-
-    def __str__(self) -> str:
-        return f"{self.name or 'process'} {self.pid} on {self.host}"
-
-
-def write_holder(path: Path, holder: Holder) -> None:
-    """Note in a file of its own whose something is."""
-    path.write_text(json.dumps(asdict(holder)) + "\n", encoding="utf-8")
-
-
-def read_holder(path: Path) -> Holder | None:
-    """Whose it is, or None if there is no such note."""
-    seen = _read(path)
-    return _holder(seen.content) if seen is not None else None
 
 
 class Standing(Enum):
@@ -269,13 +221,13 @@ class LeaseWatch:
     @property
     def holder_text(self) -> str:
         """Who held it at the last look, in words."""
-        holder = _holder(self._seen.content) if self._seen else None
+        holder = holder_in(self._seen.content) if self._seen else None
         return str(holder) if holder else "somebody unknown"
 
     @property
     def holder(self) -> Holder | None:
         """Who held it at the last look."""
-        return _holder(self._seen.content) if self._seen else None
+        return holder_in(self._seen.content) if self._seen else None
 
     @property
     def holder_lives(self) -> bool:
@@ -295,7 +247,7 @@ class LeaseWatch:
         else:
             self._still_seconds += min(now - self._looked_at, _LONGEST_STEP_SECONDS)
         self._looked_at = now
-        holder = _holder(seen.content)
+        holder = holder_in(seen.content)
         if self._still_seconds >= self._stale_after_seconds or (holder is not None and holder.is_gone()):
             return Standing.STALE
         return Standing.HELD
@@ -440,39 +392,16 @@ def _read(path: Path) -> _Seen | None:
             status = os.fstat(file.fileno())
             return _Seen(status.st_ino, content, status.st_mtime_ns)
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return None
         raise
 
 
-def _holder(content: bytes) -> Holder | None:
-    values = _values(content)
-    try:
-        return Holder(
-            host=str(values["host"]),
-            boot_id=str(values["boot_id"]),
-            pid_namespace=str(values["pid_namespace"]),
-            pid=int(values["pid"]),
-            process_start=int(values["process_start"]),
-            name=str(values.get("name", "")),
-        )
-    except (KeyError, ValueError, TypeError):
-        return None
-
-
 def _own_file(path: Path, content: bytes) -> Path | None:
-    name = _values(content).get("file")
+    name = values_in(content).get("file")
     if isinstance(name, str) and name.startswith(f".{path.name}.holder-") and "/" not in name:
         return path.with_name(name)
     return None
-
-
-def _values(content: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _same_file(path: Path, own: os.stat_result) -> bool:
@@ -481,34 +410,7 @@ def _same_file(path: Path, own: os.stat_result) -> bool:
         with path.open("rb") as file:
             there = os.fstat(file.fileno())
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return False
         raise
     return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
-
-
-def _boot_id() -> str:
-    return _first_line(Path("/proc/sys/kernel/random/boot_id"))
-
-
-def _pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> int | None:
-    """When the process started, in ticks since boot; None if there is none (a zombie is none either)."""
-    stat = _first_line(Path(f"/proc/{pid}/stat"))
-    fields = stat.rpartition(")")[2].split()  # the name before `)` may hold anything
-    if len(fields) < 20 or fields[0] in ("Z", "X"):
-        return None
-    return int(fields[19])
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
-    except OSError:
-        return ""

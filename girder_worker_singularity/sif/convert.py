@@ -31,7 +31,7 @@ from girder_worker_singularity.errors import (
     SignatureInvalid,
     StoreNotWritable,
 )
-from girder_worker_singularity.lease import Holder, read_holder, write_holder
+from girder_worker_singularity.holder import Holder, read_holder, write_holder
 from girder_worker_singularity.sif.conversion_errors import conversion_error, shown
 from girder_worker_singularity.sif.growth import Growth, Places
 from girder_worker_singularity.source.credentials import ACCOUNT_VARIABLES, authfile_text, without_secrets

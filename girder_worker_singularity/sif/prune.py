@@ -14,7 +14,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.lease import Holder, Lease, LeaseHeld
+from girder_worker_singularity.holder import Holder
+from girder_worker_singularity.lease import Lease, LeaseHeld
 from girder_worker_singularity.sif.inventory import StoredSif, inventory, look_at
 from girder_worker_singularity.sif.note import note_path
 from girder_worker_singularity.sif.shelf import LEASES

@@ -25,9 +25,10 @@ from girder_worker_singularity.errors import (
     SifDamaged,
     StoreNotWritable,
 )
+from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.image.reference import ImageReference, parse_image_reference
 from girder_worker_singularity.image.rules import ImageRules
-from girder_worker_singularity.lease import Holder, Lease, LeaseHeld, LeaseLost
+from girder_worker_singularity.lease import Lease, LeaseHeld, LeaseLost
 from girder_worker_singularity.sif.checksum import sha256_of
 from girder_worker_singularity.sif.convert import FULL, ConvertOptions, remove_dead_builds
 from girder_worker_singularity.sif.file import read_sif

@@ -45,7 +45,8 @@ def retry_upload_command(*, job: str, token_file: str | None, api_key_file: str 
       girder-slurm retry-upload 66f1c0ffee --api-key-file ~/girder-key
     """  # noqa: D301 - click wants the character
     from girder_worker_singularity.clock import SystemClock  # noqa: PLC0415 - the help must come at once
-    from girder_worker_singularity.lease import Holder, Lease, LeaseHeld  # noqa: PLC0415
+    from girder_worker_singularity.holder import Holder  # noqa: PLC0415
+    from girder_worker_singularity.lease import Lease, LeaseHeld  # noqa: PLC0415
     from girder_worker_slurm.cli.site import find_job, reload, site_jobs_root, site_settings  # noqa: PLC0415
 
     settings = site_settings()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.lease import Holder, LeaseWatch, Standing
+from girder_worker_singularity.holder import Holder
+from girder_worker_singularity.lease import LeaseWatch, Standing
 from girder_worker_slurm.doctor.finding import ok, warn
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from girder_worker_singularity.command_runner import (
     CommandStopped,
     CommandTimeout,
 )
-from girder_worker_singularity.lease import Holder, read_holder, write_holder
+from girder_worker_singularity.holder import Holder, read_holder, write_holder
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitUnsure, Unreachable

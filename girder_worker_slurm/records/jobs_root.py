@@ -24,14 +24,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from girder_worker_singularity.lease import (
-    STALE_AFTER_SECONDS,
-    Holder,
-    Lease,
-    LeaseHeld,
-    LeaseWatch,
-    Standing,
-)
+from girder_worker_singularity.holder import Holder
+from girder_worker_singularity.lease import STALE_AFTER_SECONDS, Lease, LeaseHeld, LeaseWatch, Standing
 from girder_worker_slurm.errors import RecordDamaged, StartRefused
 from girder_worker_slurm.records.record import Record, directory_name, json_text, write_durably
 

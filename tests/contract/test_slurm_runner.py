@@ -19,7 +19,7 @@ from girder_worker_singularity.command_runner import (
     CommandStopped,
     CommandTimeout,
 )
-from girder_worker_singularity.lease import Holder, write_holder
+from girder_worker_singularity.holder import Holder, write_holder
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitRejected, SubmitUnsure
 from girder_worker_slurm.job.slurm_runner import SlurmCommandRunner

@@ -19,8 +19,8 @@ from girder_worker_singularity.errors import (
     SignatureInvalid,
     StoreNotWritable,
 )
+from girder_worker_singularity.holder import Holder, read_holder, write_holder
 from girder_worker_singularity.image.reference import parse_image_reference
-from girder_worker_singularity.lease import Holder, read_holder, write_holder
 from girder_worker_singularity.sif.conversion_errors import conversion_error
 from girder_worker_singularity.sif.convert import (
     Account,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from girder_worker_singularity.clock import SystemClock
+from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.lease import (
     HardLinksMissing,
-    Holder,
     Lease,
     LeaseHeld,
     LeaseLost,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.image.reference import parse_image_reference
-from girder_worker_singularity.lease import Holder, Lease
+from girder_worker_singularity.lease import Lease
 from girder_worker_singularity.sif import prune as prune_module
 from girder_worker_singularity.sif.convert import ConvertOptions
 from girder_worker_singularity.sif.inventory import StoredSif, inventory

@@ -106,7 +106,7 @@ def test_a_second_worker_of_the_same_name_is_refused_while_the_first_lives(root,
 
 def test_a_worker_that_crashed_with_its_host_or_container_starts_again(root, tmp_path, clock, monkeypatch):
     with monkeypatch.context() as before:
-        before.setattr("girder_worker_singularity.lease._boot_id", lambda: "the boot before")
+        before.setattr("girder_worker_singularity.holder._boot_id", lambda: "the boot before")
         root.lease(clock)
     made(tmp_path, "w1").lease(clock).release()
     assert 60 <= sum(clock.slept) <= 61

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from girder_worker_singularity.clock import SystemClock
-from girder_worker_singularity.lease import Holder, Lease
+from girder_worker_singularity.holder import Holder
+from girder_worker_singularity.lease import Lease
 from tests.unit.slurm.http_girder import HttpGirder, http_girder
 
 

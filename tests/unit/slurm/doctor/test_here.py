@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from girder_worker_singularity.command_runner import CommandResult, LocalCommandRunner
-from girder_worker_singularity.lease import Holder, Lease
+from girder_worker_singularity.holder import Holder
+from girder_worker_singularity.lease import Lease
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from girder_worker_slurm.doctor import apptainer, configuration, directories, gpus, slurm
 from girder_worker_slurm.doctor.broker import check_broker, judge_queue
