@@ -7,7 +7,6 @@ elsewhere (over SSH, as another user) wraps a CommandRunner and changes only the
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import os
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from girder_worker_singularity.clock import Clock, SystemClock
+from girder_worker_singularity.program_output import KeptOutput, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 OUTPUT_LIMIT_BYTES = 1024 * 1024
 """How much of the beginning, and of the end, of each output is kept."""
 
-_LONGEST_LINE_BYTES = 64 * 1024
 _CHUNK_BYTES = 64 * 1024
 _GRACE_SECONDS = 5.0  # between TERM and KILL
 _LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
@@ -148,7 +147,7 @@ class LocalCommandRunner:
         should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """How the program ended, once it has; see CommandRunner."""
-        stdout, stderr = _KeptOutput(self._output_limit_bytes), _KeptOutput(self._output_limit_bytes)
+        stdout, stderr = KeptOutput(self._output_limit_bytes), KeptOutput(self._output_limit_bytes)
         with self._started(argv, env=env, cwd=cwd, with_stdin=stdin is not None) as process:
             watched = _Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
             returncode = watched.watch(
@@ -178,7 +177,7 @@ class LocalCommandRunner:
         should_stop: Callable[[], bool] | None = None,
     ) -> CommandResult:
         """As `run`, handing each line over as it comes; see CommandRunner."""
-        output, lines = _KeptOutput(self._output_limit_bytes), _Lines(on_line)
+        output, lines = KeptOutput(self._output_limit_bytes), Lines(on_line)
 
         def take(chunk: bytes) -> None:
             output.add(chunk)
@@ -498,67 +497,3 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's
                 if os.getsid(int(name)) == process.pid:
                     os.kill(int(name), signal.SIGKILL)
-
-
-class _KeptOutput:
-    """The beginning and the end of an output."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._left_out = 0
-
-    def add(self, chunk: bytes) -> None:
-        room = self._limit - len(self._head)
-        self._head += chunk[:room]
-        self._tail += chunk[room:]
-        if len(self._tail) > 2 * self._limit:  # trimmed seldom, so that a long output costs linear time
-            self._trim()
-
-    def _trim(self) -> None:
-        excess = len(self._tail) - self._limit
-        if excess > 0:
-            del self._tail[:excess]
-            self._left_out += excess
-
-    @property
-    def truncated(self) -> bool:
-        self._trim()
-        return self._left_out > 0
-
-    def text(self) -> str:
-        self._trim()
-        if not self._left_out:
-            return (self._head + self._tail).decode("utf-8", errors="replace")
-        head = self._head.decode("utf-8", errors="replace")
-        tail = self._tail.decode("utf-8", errors="replace")
-        return f"{head}\n[... {self._left_out} bytes left out ...]\n{tail}"
-
-
-class _Lines:
-    """Bytes in, whole lines out."""
-
-    def __init__(self, on_line: Callable[[str], None]) -> None:
-        self._on_line = on_line
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._partial = ""
-
-    def add(self, chunk: bytes) -> None:
-        text = self._partial + self._decoder.decode(chunk)
-        *whole, self._partial = text.replace("\r", "\n").split("\n")
-        for line in whole:
-            self._emit(line)
-        if len(self._partial) > _LONGEST_LINE_BYTES:
-            self._emit(self._partial)
-            self._partial = ""
-
-    def finish(self) -> None:
-        self.add(b"")
-        self._partial += self._decoder.decode(b"", final=True)
-        self._emit(self._partial)
-        self._partial = ""
-
-    def _emit(self, line: str) -> None:
-        if line:
-            self._on_line(line)
