@@ -14,16 +14,11 @@ from girder_worker_slurm.job.state import GirderJob
 from girder_worker_slurm.job.submit_turns import SubmitRules
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
-from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
+from tests.unit.slurm.site import GirderJobOfFake, broker_message, message_of
 from tests.unit.slurm.test_intake import Bench as IntakeBench
 
 ENDLESS = FakeProgram(is_endless=True)
 RUN = "slicer_cli_web.girder_worker_plugin.direct_docker_run.run"
-
-
-@pytest.fixture
-def site(tmp_path):
-    return Site(tmp_path)
 
 
 def log_of(site) -> str:

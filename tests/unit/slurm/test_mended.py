@@ -30,16 +30,11 @@ from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
 from tests.unit.slurm.http_girder import http_girder
-from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
+from tests.unit.slurm.site import GirderJobOfFake, broker_message, message_of
 from tests.unit.slurm.test_inputs import Bench as InputBench
 from tests.unit.slurm.test_intake import Bench as IntakeBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench
 from tests.unit.slurm.test_script import Bench as ScriptBench
-
-
-@pytest.fixture
-def site(tmp_path):
-    return Site(tmp_path)
 
 
 def test_a_cancel_that_got_lost_is_sent_again(site):

@@ -29,11 +29,6 @@ STALE_SECONDS = 7 * DAY
 
 
 @pytest.fixture
-def site(tmp_path):
-    return Site(tmp_path)
-
-
-@pytest.fixture
 def girder():
     with http_girder() as girder:
         yield girder

@@ -8,10 +8,14 @@ import pytest
 
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.errors import GirderUnreachable
+from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.girder.server_plugin import ServerPlugin
 from girder_worker_slurm.girder.users import GirderUsers
 from girder_worker_slurm.job.state import GirderJob, GirderUser
+from girder_worker_slurm.records.record import Record
+from girder_worker_slurm.users.mapping_file import parse_mapping
 from tests.unit.slurm.http_girder import Mishap, http_girder
+from tests.unit.slurm.site import GirderJobOfFake, message_of
 
 USER = "5f" * 12
 
@@ -215,3 +219,67 @@ def test_a_girder_without_the_plugin_is_asked_as_ever_and_for_the_plugin_now_and
 def test_a_plugin_that_tells_no_user_leaves_it_to_the_rest_of_girder(girder, clock, answer):
     girder.plugin = {"t-ada": answer}
     assert asked(with_plugin(clock), girder, girder_client_token="t-ada") == GirderUser(USER, "ada")
+
+
+# -- in a job
+
+
+def test_the_record_says_whose_job_it_is(site):
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user == GirderUser("u1", "ada")
+    assert site.girder.user_questions == 1
+
+
+def test_a_job_of_nobody_runs_and_is_nobodys(site):
+    site.girder.user = None
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user is None
+    assert site.shown().status == JobStatus.SUCCESS
+
+
+def test_a_girder_that_is_away_when_asked_for_the_user_is_asked_again(site):
+    site.girder.user_silences = 2
+    site.task()
+    site.run_to_the_end()
+    assert site.state().user == GirderUser("u1", "ada")
+    assert site.shown().status == JobStatus.SUCCESS
+
+
+def test_a_user_whom_the_mapping_does_not_have_hears_it_before_anything_is_done(site):
+    site.users = parse_mapping("users:\n- login: grace")
+    site.restart()
+    site.task()
+    site.run_to_the_end()
+    assert site.shown().status == JobStatus.ERROR
+    assert "The Girder user ada may not run jobs here" in site.shown().text
+    assert site.state().verdict.code == "user_refused"
+    assert site.state().user.login == "ada"
+    assert "attempt" not in site.entries()
+    assert site.calls("submit") == []
+
+
+def test_a_user_s_options_are_those_of_the_job(site):
+    site.users = parse_mapping("users:\n- login: ada\n  account: patho\n  limits: {time: 10}")
+    site.restart()
+    site.task(arguments=("--slurm_time", "10", "a"))
+    site.task("t2", arguments=("--slurm_time", "11", "a"))
+    site.run_to_the_end()
+    assert site.state().options == (("account", "patho"), ("time", "10"))
+    assert site.shown().status == JobStatus.SUCCESS
+    assert site.state("t2").verdict.code == "option_refused"
+    assert len(site.calls("submit")) == 1
+
+
+def test_an_ingest_is_for_whoever_may_do_it_in_girder(site):
+    site.users = parse_mapping("users: []")
+    site.restart()
+    site.girder.jobs["job-t1"] = GirderJobOfFake()
+    message = message_of(
+        "t1", task="slicer_cli_web.image_job.ingest_from_docker", name_list=[], folder_id="f", token="t"
+    )
+    record = Record.create(site.root.records, message, worker_id="w1", at=site.clock.now())
+    site.supervisor.accept(record)
+    site.run_to_the_end()
+    assert site.state().verdict.code == "ingested"

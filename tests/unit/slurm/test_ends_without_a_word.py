@@ -1,0 +1,168 @@
+"""Jobs that Slurm ends, loses or has never started, and that have not said how they ended themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from girder_worker_slurm.girder.job_updates import JobStatus
+from girder_worker_slurm.job.retries import RetryRules
+from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.site import Site
+
+SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
+
+
+@pytest.mark.fault("job gone from Slurm", phases=("running",))
+def test_a_started_job_that_vanishes_is_an_error_and_not_started_again(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.forget(site.state().slurm_job_id)
+    site.run_to_the_end()
+    assert site.shown().status == ERROR
+    assert site.state().verdict.code == "vanished"
+    assert len(site.calls("submit")) == 1
+
+
+@pytest.mark.fault("job gone from Slurm", phases=("pending",))
+def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(site):
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    token = site.state().token
+    site.cluster.forget(site.state().slurm_job_id)
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert site.calls("submit") == [token, token]
+
+
+def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(tmp_path):
+    """Slurm cancels jobs whose ids it gave out before its controller lost its state (seen: 22.05.8)."""
+    site = Site(tmp_path, retries=RetryRules())
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    token = site.state().token
+    site.cluster.end(site.state().slurm_job_id, "CANCELLED")
+    site.run_until(lambda: site.state().token not in ("", token), seconds=120, steps_slurm=False)
+    assert site.runs.claimed_by(token) == "worker"
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert site.calls("submit") == [token, site.state().token]
+
+
+def test_a_job_that_no_node_could_launch_says_so(tmp_path):
+    site = Site(tmp_path, retries=RetryRules(infrastructure=1))
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    first = site.state()
+    site.cluster.end(first.slurm_job_id, "CANCELLED")
+    site.run_until(
+        lambda: site.state().attempt == 2 and site.is_in(Phase.SUBMITTED)(), seconds=120, steps_slurm=False
+    )
+    site.cluster.end(site.state().slurm_job_id, "CANCELLED")
+    site.run_to_the_end()
+    assert site.state().verdict.code == "launch_failed"
+    assert "prolog" in "".join(site.shown().log)
+    assert len(site.calls("submit")) == 2
+
+
+def test_a_job_that_is_lost_again_and_again_is_given_up_and_its_claim_taken(site):
+    site.task()
+
+    def forget_all():
+        for job_id in list(site.cluster.jobs):
+            site.cluster.forget(job_id)
+        return site.supervisor.live_count == 0 and site.supervisor._incoming.empty()
+
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    site.run_until(forget_all, steps_slurm=False)
+    assert site.state().verdict.code == "not_kept"
+    assert site.runs.claimed_by(site.state().token) == "worker"
+    assert len(site.calls("submit")) == 3
+
+
+@pytest.mark.fault("slurmctld does not answer", phases=("pending", "running"))
+def test_a_failed_listing_changes_nothing(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.is_unreachable = True
+    site.run_for(600)
+    assert site.state().phase is Phase.SUBMITTED
+    assert site.state().verdict is None
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("NODE_FAIL", "node_fail"),
+        ("TIMEOUT", "timeout"),
+        ("OUT_OF_MEMORY", "out_of_memory"),
+        ("PREEMPTED", "preempted"),
+    ],
+)
+def test_a_running_job_that_slurm_ends_without_a_word_tells_slurms_reason(site, word, code):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.end(site.state().slurm_job_id, word)
+    site.run_to_the_end()
+    assert site.shown().status == ERROR
+    assert site.state().verdict.code == code
+
+
+def test_completed_in_slurm_without_a_word_of_the_job_is_no_success(site):
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    site.cluster.end(site.state().slurm_job_id, "COMPLETED")
+    site.run_to_the_end(steps_slurm=False)
+    assert site.shown().status == ERROR
+    assert site.state().verdict.code == "no_result"
+    assert site.runs.claimed_by(site.state().token) == "worker"
+
+
+@pytest.mark.fault("events seen late (caching file system)", phases=("ended",))
+def test_a_word_that_comes_late_still_counts(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    job_id = site.state().slurm_job_id
+    site.cluster.end(job_id, "COMPLETED")
+    site.run_until(lambda: site.job().final_since > 0, steps_slurm=False)
+    site.run_for(2)
+    site.cluster.jobs[job_id].state = "RUNNING"
+    site.cluster.finish(job_id)
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+
+
+def test_a_job_that_slurm_holds_for_good_ends_with_the_reason(site):
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    job_id = site.state().slurm_job_id
+    site.cluster.end(job_id, "PENDING", reason="launch failed requeued held")
+    site.run_to_the_end(steps_slurm=False)
+    assert site.shown().status == ERROR
+    assert site.state().verdict.code == "launch_failed"
+    assert site.cluster.jobs[job_id].state == "CANCELLED"
+
+
+def test_an_administrators_scancel_is_an_error_that_says_so(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.cancel([site.state().token])
+    site.run_to_the_end()
+    assert site.shown().status == ERROR
+    assert site.state().verdict.code == "cancelled_in_slurm"
+
+
+def test_a_requeued_job_that_is_refused_by_its_own_claim_is_no_success(site):
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    job = site.cluster.jobs[site.state().slurm_job_id]
+    job.state, job.restarts = "PENDING", 1
+    site.cluster.start(job.slurm_job_id)
+    site.run_to_the_end()
+    assert site.shown().status == ERROR

@@ -1,0 +1,35 @@
+"""Jobs that wait for an image: it is made once for all, and what goes wrong with it ends them all."""
+
+from __future__ import annotations
+
+from girder_worker_singularity.errors import ConversionFailed, RegistryUnreachable
+from girder_worker_slurm.girder.job_updates import JobStatus
+
+SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
+
+
+def test_one_failing_image_ends_all_jobs_that_wait_for_it_and_is_made_once(site):
+    site.images.error = ConversionFailed("layer 3 is damaged")
+    site.one_step_a_turn = True
+    for number in range(4):
+        site.task(f"t{number}", image="broken:1")
+    site.task("good")
+    site.run_to_the_end()
+    assert [site.shown(f"t{number}").status for number in range(4)] == [ERROR] * 4
+    assert "layer 3 is damaged" in site.shown("t3").text
+    assert site.shown("good").status == SUCCESS
+
+
+def test_an_image_that_is_not_here_is_made_before_the_job_goes_on(site):
+    site.task(image="new:1")
+    site.run_to_the_end()
+    assert site.images.made == [("new:1", "if-not-present")]
+    assert site.shown().status == SUCCESS
+
+
+def test_a_registry_that_does_not_answer_is_asked_again_and_then_given_up(site):
+    site.images.error = RegistryUnreachable("no answer")
+    site.task(image="new:1")
+    site.run_to_the_end()
+    assert site.shown().status == ERROR
+    assert 2 <= len(site.images.made) <= 10
