@@ -24,7 +24,7 @@ from girder_worker_singularity.source.docker_engine import EngineImage
 from girder_worker_singularity.source.image_sources import SourceOptions
 from girder_worker_singularity.testing import FakeAnswer
 from tests.support.sif_files import sif_bytes
-from tests.unit.singularity.test_store import DIGEST, IMAGE, OTHER_DIGEST, World
+from tests.unit.singularity.store_world import DIGEST, IMAGE, OTHER_DIGEST, World
 
 STEM = "team_tool_1"
 UNREACHABLE = "FATAL: dial tcp: connect: connection refused"
