@@ -9,7 +9,8 @@ import pytest
 import requests
 
 from tests.support.girder_site import wait_until
-from tests.support.plugin_girder import end, running_girder, server_environment
+from tests.support.plugin_girder import running_girder, server_environment
+from tests.support.services import end
 
 if TYPE_CHECKING:
     from pathlib import Path

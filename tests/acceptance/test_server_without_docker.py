@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.support.girder_site import wait_until
+from tests.support.services import answers, free_port
 from tests.support.systemd_unit import Unit
 
 if TYPE_CHECKING:
@@ -78,16 +79,13 @@ def server(stack: Stack) -> Iterator[Path]:
 @pytest.fixture
 def configured(stack: Stack, server: Path) -> Iterator[dict[str, str]]:
     """The settings, changed as an administrator does it: to the services that there are, and to a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     database = stack["GIRDER_MONGO_URI"].rpartition("/")[0] + f"/{server.name}"
     changed = settings(server) | {
         "GIRDER_MONGO_URI": database,
         "GIRDER_NOTIFICATION_REDIS_URL": stack["GIRDER_NOTIFICATION_REDIS_URL"],
         "GIRDER_WORKER_BROKER": stack["GIRDER_WORKER_BROKER"],
         "GIRDER_WORKER_BACKEND": stack["GIRDER_WORKER_BACKEND"],
-        "GIRDER_PORT": str(port),
+        "GIRDER_PORT": str(free_port()),
     }
     file = server / "etc" / "girder.env"
     file.write_text("".join(f"{name}={value}\n" for name, value in changed.items()), encoding="utf-8")
@@ -140,7 +138,7 @@ def test_the_units_start_girder_and_its_local_worker(
     with girder.running(logs[0]) as process, local.running(logs[1]) as worker:
         wait_until(
             "Girder answers",
-            lambda: _answers(f"{root}/system/version"),
+            lambda: answers(f"{root}/system/version"),
             seconds=90,
             give_up=lambda: logs[0].read_text() if process.poll() is not None else "",
         )
@@ -161,13 +159,6 @@ def test_the_units_start_girder_and_its_local_worker(
     text = "".join(log.read_text() for log in logs)
     assert "Traceback" not in text
     assert "Read-only file system" not in text
-
-
-def _answers(address: str) -> bool:
-    try:
-        return requests.get(address, timeout=5).ok
-    except requests.ConnectionError:
-        return False
 
 
 def _store_a_file(root: str, assetstore: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.compose.images import engine_of_the_tests
 from tests.compose.outside_worker import OutsideWorker
-from tests.compose.server import ComposeServer, free_port
+from tests.compose.server import ComposeServer
+from tests.support.services import free_port
 from tests.support.stack import Stack
 from tests.support.stand_ins import ensure_stand_ins
 

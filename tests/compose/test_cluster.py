@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.compose.server import ComposeServer, free_port
+from tests.compose.server import ComposeServer
 from tests.support import toy_cli
 from tests.support.girder_site import CANCELED, RUNNING, SUCCESS, GirderSite, wait_until
+from tests.support.services import free_port
 from tests.support.stack import Stack
 
 if TYPE_CHECKING:

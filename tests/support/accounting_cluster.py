@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.girder_site import wait_until
+from tests.support.services import end, free_ports, listens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,12 +118,7 @@ class AccountingCluster:
         with contextlib.suppress(subprocess.SubprocessError, OSError, AssertionError):
             self._end_jobs()
         for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
+            end(process, seconds=20)
         shutil.rmtree(self.base, ignore_errors=True)
 
     def run(self, *argv: str, user: bool = True) -> str:
@@ -157,7 +152,7 @@ class AccountingCluster:
         text = Path(self.stack["SLURM_CONF"]).read_text(encoding="utf-8")
         found = re.search(r"^AuthInfo=socket=(.*)$", text, re.MULTILINE)
         assert found is not None, text
-        ports = dict(zip(("mariadb", "slurmdbd", "slurmctld", "slurmd"), _free_ports(4), strict=True))
+        ports = dict(zip(("mariadb", "slurmdbd", "slurmctld", "slurmd"), free_ports(4), strict=True))
         words = {
             "base": self.base,
             "host": socket.gethostname().split(".")[0],
@@ -225,7 +220,7 @@ class AccountingCluster:
         self._processes.append(process)
         wait_until(
             f"{argv[0]} answers",
-            lambda: _answers(port),
+            lambda: listens(port),
             seconds=60,
             give_up=lambda: "" if process.poll() is None else log.read_text(errors="replace")[-2000:],
         )
@@ -234,19 +229,3 @@ class AccountingCluster:
         for state in ("PENDING", "RUNNING"):
             self.run("scancel", "--quiet", f"--state={state}", user=False)
         wait_until("no job is left", lambda: not self.run("squeue", "-h", user=False).strip(), seconds=20)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

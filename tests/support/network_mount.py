@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.services import end, free_port, listens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,16 +71,14 @@ class NetworkMounts:
     def __enter__(self) -> NetworkMounts:  # noqa: PYI034 - no subclass of it is wanted
         self.directory.mkdir(mode=0o755)
         (self.directory / "disk").mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         try:
             for name, text in (("server", _SERVER), ("client", _CLIENT)):
                 (self.directory / f"{name}.vol").write_text(
                     text.format(directory=self.directory, port=port), encoding="utf-8"
                 )
             self._start("server", "glusterfsd")
-            self._wait_for(lambda: _listens(port))
+            self._wait_for(lambda: listens(port))
             for number in (1, 2):
                 mount = self._mount(number)
                 mount.mkdir()
@@ -95,12 +94,7 @@ class NetworkMounts:
         for number in (1, 2):
             subprocess.run(["umount", "--lazy", self._mount(number)], capture_output=True, timeout=30)
         for process in reversed(self._processes):
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(timeout=10)
+            end(process, seconds=10)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def path(self, number: int, name: str) -> Path:
@@ -153,8 +147,3 @@ class NetworkMounts:
 def _environment() -> dict[str, str]:
     # Not the caller's PATH: that may lack sbin.
     return {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import signal
-import socket
 import subprocess
 import uuid
 from contextlib import contextmanager
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pymongo
-import requests
 
 import girder_worker_singularity
 import girder_worker_slurm
 from tests.support.girder_site import GirderSite, wait_until
+from tests.support.services import answers, end, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,9 +57,7 @@ def server_environment(stack: Stack, directory: Path) -> dict[str, str]:
 @contextmanager
 def running_girder(stack: Stack, environment: dict[str, str], log: Path) -> Iterator[str]:
     """The address of the API of a Girder that runs for as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     api = f"http://127.0.0.1:{port}/api/v1"
     program = str(Path(stack["GIRDER_PYTHON"]).with_name("girder"))
     with log.open("wb") as output:
@@ -75,7 +71,7 @@ def running_girder(stack: Stack, environment: dict[str, str], log: Path) -> Iter
     try:
         wait_until(
             "Girder answers",
-            lambda: _answers(f"{api}/system/version"),
+            lambda: answers(f"{api}/system/version"),
             seconds=90,
             give_up=lambda: log.read_text() if process.poll() is not None else "",
         )
@@ -119,20 +115,3 @@ def _set_up(stack: Stack, assetstore: Path) -> GirderSite:
 def set_setting(site: GirderSite, key: str, value: object) -> Any:
     """Sets one of Girder's settings; the answer, also if it is refused."""
     return site.call("PUT", "system/setting", ok=False, data={"key": key, "value": value})
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that was started here."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return requests.get(address, timeout=5).ok
-    except requests.ConnectionError:
-        return False

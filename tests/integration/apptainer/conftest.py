@@ -19,6 +19,7 @@ import pytest
 
 from girder_worker_singularity import ConvertOptions, LocalCommandRunner, SifStore, StoreOptions, SystemClock
 from tests.support.images import SHOW_ARGUMENTS, SHOW_SURROUNDINGS, build_and_push_image, missing_programs
+from tests.support.services import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,9 +116,7 @@ def running_registry(directory: Path, *, htpasswd: str | None = None) -> Iterato
     program = shutil.which("docker-registry")
     if program is None or missing_programs():
         pytest.skip("there is no docker-registry or no skopeo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     text = (
         "version: 0.1\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
