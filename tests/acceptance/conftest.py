@@ -48,6 +48,10 @@ class Site:
         out = self.slurm("squeue", "-h", "-t", "all", "-o", "%i %T")
         return next((line.split()[1] for line in out.splitlines() if line.split()[0] == slurm_job_id), "")
 
+    def slurm_detail(self, job: str) -> str:
+        """What `scontrol show job` says of the Slurm job of a Girder job, in one line."""
+        return self.slurm("scontrol", "--oneliner", "show", "job", self.worker.slurm_job_id(job))
+
     @contextmanager
     def slurm_conf(self, *lines: str) -> Iterator[None]:
         """More lines in slurm.conf for as long as the block lasts; drained nodes are back after it."""

@@ -44,9 +44,7 @@ def test_cancel_of_a_cli_that_ignores_sigterm(site: Site, folder: str) -> None:
 
 
 def test_cancel_while_pending(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm]\npartition =\n[slurm.options]\nmem = 150\nbegin = now+600\n"
-    site.worker.start()
+    site.worker.restart("[slurm]\npartition =\n[slurm.options]\nmem = 150\nbegin = now+600\n")
     job = site.run_toy(folder)
     site.girder.wait_for(job, RUNNING)
     wait_until(
@@ -70,9 +68,7 @@ def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_down(site: Site, fo
 
 
 def test_cancel_while_it_waits_in_rabbitmq_and_the_worker_is_full(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[jobs]\nmax_accepted = 1\n"
-    site.worker.start()
+    site.worker.restart("[jobs]\nmax_accepted = 1\n")
     first = site.run_toy(folder, sleep=15)
     wait_until("it runs", lambda: "second 1" in site.girder.log(first), seconds=30)
     second = site.girder.run(

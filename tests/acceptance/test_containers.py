@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.girder_site import SUCCESS, wait_until
+from tests.support.girder_site import wait_until
 from tests.support.images import build_and_push_image
 
 if TYPE_CHECKING:
@@ -63,23 +63,10 @@ def _push(site: Site, docker_params: str = "{}", **image: Any) -> str:
     return reference
 
 
-def _configure(site: Site, text: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = text
-    site.worker.start()
-
-
 def _run(site: Site, image: str, script: str, **params: Any) -> tuple[str, str]:
     """The log of a job that ran this script, and the job's id."""
     job = site.girder.run(site.girder.cli(image, "Look"), script=script, **params)
-    ended = site.girder.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == SUCCESS, log
-    return log, job
-
-
-def _slurm_job(site: Site, job: str) -> str:
-    return site.slurm("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
+    return site.girder.log_at_end(job), job
 
 
 def test_a_cli_s_docker_params_reach_slurm_and_the_container(site: Site) -> None:
@@ -96,7 +83,7 @@ def test_a_cli_s_docker_params_reach_slurm_and_the_container(site: Site) -> None
     )
     assert "wish a b threads 2 2 on toy\nx\n1\n" in log
     assert log.count("no counterpart on a cluster: privileged.") == 1
-    detail = _slurm_job(site, job)
+    detail = site.slurm_detail(job)
     assert re.search(r"MinMemoryNode=300M|mem=300M", detail), detail
     assert "CPUs/Task=2" in detail
 
@@ -104,14 +91,14 @@ def test_a_cli_s_docker_params_reach_slurm_and_the_container(site: Site) -> None
 def test_a_site_s_own_memory_is_never_lowered(site: Site) -> None:
     image = _push(site, '{"mem_limit": "100m"}')
     _, job = _run(site, image, "echo done")
-    assert re.search(r"MinMemoryNode=150M|mem=150M", _slurm_job(site, job))
+    assert re.search(r"MinMemoryNode=150M|mem=150M", site.slurm_detail(job))
 
 
 def test_limits_of_docker_may_be_ignored(site: Site) -> None:
     image = _push(site, '{"mem_limit": "300m"}')
-    _configure(site, "[slurm]\ndocker_resources = ignore\n")
+    site.worker.restart("[slurm]\ndocker_resources = ignore\n")
     log, job = _run(site, image, "echo done")
-    assert re.search(r"MinMemoryNode=150M|mem=150M", _slurm_job(site, job))
+    assert re.search(r"MinMemoryNode=150M|mem=150M", site.slurm_detail(job))
     assert "mem_limit or processors" in log
 
 
@@ -132,7 +119,7 @@ def test_an_image_that_may_be_written_is_and_nothing_is_left_of_it(site: Site, w
     image = site_image(site)
     if "overlay" in words and shutil.which("fuse2fs") is None and os.geteuid() == 0:
         pytest.fail("fuse2fs is not installed")
-    _configure(site, f"[singularity.images]\n*/tests/look-* = {words}\n")
+    site.worker.restart(f"[singularity.images]\n*/tests/look-* = {words}\n")
     for _ in range(2):
         log, job = _run(site, image, WRITE)
         assert "0\nnew\nmine\n/new\n" in log
@@ -177,14 +164,14 @@ def test_an_image_may_have_no_network(site: Site) -> None:
     image = site_image(site)
     script = "grep -c : /proc/net/dev"
     assert "\n1\n" not in _run(site, image, script)[0]
-    _configure(site, "[singularity.images]\n*/tests/look-* = net=none\n")
+    site.worker.restart("[singularity.images]\n*/tests/look-* = net=none\n")
     assert "\n1\n" in f"\n{_run(site, image, script)[0]}"
 
 
 def test_threads_are_those_of_the_allocation_unless_the_image_says_otherwise(site: Site) -> None:
     script = 'echo "threads $OMP_NUM_THREADS $MKL_NUM_THREADS $ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"'
     image = _push(site, env={"OMP_NUM_THREADS": "7"})
-    _configure(site, "[slurm.options]\nmem = 150\ncpus-per-task = 3\n")
+    site.worker.restart("[slurm.options]\nmem = 150\ncpus-per-task = 3\n")
     assert "threads 7 3 3\n" in _run(site, image, script)[0]
 
 
@@ -209,7 +196,7 @@ def test_an_image_with_the_label_gets_a_gpu_of_slurm(site: Site) -> None:
     image = _push(site, labels={"com.nvidia.volumes.needed": "nvidia_driver"})
     log, job = _run(site, image, GPU)
     assert re.search(r"gpus=\d visible=\d\n", log), log
-    assert "TresPerNode=gres:gpu:1" in _slurm_job(site, job)
+    assert "TresPerNode=gres:gpu:1" in site.slurm_detail(job)
     # There is no driver here; Apptainer's warning about that would not help anybody.
     assert "nv" not in log.lower()
 
@@ -217,15 +204,15 @@ def test_an_image_with_the_label_gets_a_gpu_of_slurm(site: Site) -> None:
 @pytest.mark.parametrize(("gpu", "gres"), [(2, "gres:gpu:2"), (0, ""), (-1, "")])
 def test_a_cli_s_argument_gpu_asks_for_so_many(site: Site, gpu: int, gres: str) -> None:
     log, job = _run(site, site_image(site), GPU, gpu=gpu)
-    assert (f"TresPerNode={gres}" if gres else "gpus= visible=") in (_slurm_job(site, job) if gres else log)
+    assert (f"TresPerNode={gres}" if gres else "gpus= visible=") in (site.slurm_detail(job) if gres else log)
     assert ("visible=0,1\n" if gpu == 2 else "visible=\n") in log
 
 
 def test_docker_s_device_requests_and_the_site_s_gpu_options(site: Site) -> None:
     image = _push(site, '{"device_requests": [{"count": 1, "capabilities": [["gpu"]]}]}')
-    _configure(site, "[slurm.gpu_options]\ngres = gpu:fake:{gpus}\ncomment = for-gpus\nmem = 170\n")
+    site.worker.restart("[slurm.gpu_options]\ngres = gpu:fake:{gpus}\ncomment = for-gpus\nmem = 170\n")
     log, job = _run(site, image, GPU)
-    detail = _slurm_job(site, job)
+    detail = site.slurm_detail(job)
     assert re.search(r"visible=\d\n", log)
     assert "gres:gpu:fake:1" in detail
     assert "Comment=for-gpus" in detail
@@ -234,7 +221,7 @@ def test_docker_s_device_requests_and_the_site_s_gpu_options(site: Site) -> None
 
 def test_where_there_are_no_gpus_none_is_asked_for(site: Site) -> None:
     image = _push(site, labels={"com.nvidia.volumes.needed": "nvidia_driver"})
-    _configure(site, "[singularity]\ngpu_kind = none\n")
+    site.worker.restart("[singularity]\ngpu_kind = none\n")
     log, job = _run(site, image, GPU)
     assert "gpus= visible=\n" in log
-    assert "gres:gpu" not in _slurm_job(site, job)
+    assert "gres:gpu" not in site.slurm_detail(job)

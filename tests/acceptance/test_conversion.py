@@ -20,12 +20,6 @@ IN_SLURM = "[slurm]\nconvert_images = true\n[slurm.convert_options]\nmem = 1G\n"
 LATER = IN_SLURM + "begin = now+15\n"
 
 
-def _restart(site: Site, config: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = config
-    site.worker.start()
-
-
 def _new_image(site: Site) -> str:
     return push_toy_cli(site.stack["DEVSTACK_REGISTRY"], f"tests/toy:{uuid.uuid4().hex[:8]}")
 
@@ -48,7 +42,7 @@ def _forget_sifs(site: Site) -> None:
 def test_an_image_is_converted_by_a_slurm_job(site: Site, folder: str) -> None:
     assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
     before = _conversions(site)
-    _restart(site, IN_SLURM)
+    site.worker.restart(IN_SLURM)
     image = _new_image(site)
     site.girder.ingest(image)
     made = _conversions(site).keys() - before.keys()
@@ -68,7 +62,7 @@ def test_an_image_is_converted_by_a_slurm_job(site: Site, folder: str) -> None:
 
 def test_jobs_that_wait_for_an_image_say_so_and_share_one_conversion(site: Site, folder: str) -> None:
     assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
-    _restart(site, LATER)
+    site.worker.restart(LATER)
     _forget_sifs(site)
     before = _conversions(site)
     file = site.girder.upload(folder, "shared.txt", b"hello\n")
@@ -92,7 +86,7 @@ def test_jobs_that_wait_for_an_image_say_so_and_share_one_conversion(site: Site,
 @pytest.mark.fault("worker killed (SIGKILL)", phases=("image converting",))
 def test_a_killed_worker_s_conversion_is_begun_again_by_the_next(site: Site, folder: str) -> None:
     assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
-    _restart(site, LATER)
+    site.worker.restart(LATER)
     _forget_sifs(site)
     before = _conversions(site)
     job = site.run_toy(folder)

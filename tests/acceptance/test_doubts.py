@@ -22,11 +22,7 @@ RUN = "girder_worker.docker.tasks.docker_run"
 
 def _running_and_requeueable(site: Site, folder: str, **params: object) -> tuple[str, str]:
     """A job that Slurm may start again, as a site can force it to."""
-    site.worker.stop()
-    site.worker.extra_config = (
-        "[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+4\n"
-    )
-    site.worker.start()
+    site.worker.restart("[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+4\n")
     job = site.run_toy(folder, sleep=200, **params)
     wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
     slurm = site.worker.slurm_job_id(job)

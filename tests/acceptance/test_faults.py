@@ -48,12 +48,6 @@ def _runs(site: Site, job: str) -> None:
     wait_until("it runs", lambda: "second 1\n" in site.girder.log(job), seconds=40)
 
 
-def _configure(site: Site, text: str = "", **environment: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config, site.worker.environment = text, environment
-    site.worker.start()
-
-
 def _has(site: Site, event: str) -> bool:
     for path in site.worker.root.glob("record/[!.]*/state.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # it has just ended
@@ -211,7 +205,7 @@ esac
 @pytest.mark.fault("squeue fails, hangs or is refused", phases=("pending", "running"))
 def test_whatever_squeue_prints_no_job_is_thought_lost(site: Site, folder: str) -> None:
     commands = Commands(site, squeue=_SQUEUE)
-    _configure(site, commands.settings + "poll_seconds = 0.5\n")
+    site.worker.restart(commands.settings + "poll_seconds = 0.5\n")
     jobs = [site.run_toy(folder, sleep=12)]
     _runs(site, jobs[0])
     with site.partition_down("normal"):
@@ -226,7 +220,7 @@ def test_whatever_squeue_prints_no_job_is_thought_lost(site: Site, folder: str) 
 @pytest.mark.fault("sbatch times out although the job exists", phases=("sbatch in flight",))
 def test_a_submission_without_an_answer_is_found_and_not_made_again(site: Site, folder: str) -> None:
     commands = Commands(site, sbatch=_SBATCH)
-    _configure(site, commands.settings)
+    site.worker.restart(commands.settings)
     jobs = []
     for mood in ("lost", "hangs"):
         commands.are(mood)
@@ -383,7 +377,7 @@ def test_a_full_disk_keeps_tasks_in_the_queue_until_there_is_room(
 def moody(site: Site) -> Iterator[MoodyGirder]:
     """The worker's way to Girder, which can be in trouble."""
     with moody_girder(site.stack["GIRDER_URL"]) as girder:
-        _configure(site, GIRDER_WORKER_API_URL=girder.url("/api/v1"))
+        site.worker.restart(GIRDER_WORKER_API_URL=girder.url("/api/v1"))
         yield girder
         girder.answer_with(0)
         site.worker.stop()

@@ -66,19 +66,11 @@ def _push(site: Site, docker_params: dict[str, Any], **image: Any) -> str:
 
 def _ended(site: Site, image: str, status: int = SUCCESS, **params: Any) -> tuple[str, str]:
     job = site.girder.run(site.girder.cli(image, "Show"), **params)
-    ended = site.girder.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == status, log
-    return log, job
-
-
-def _slurm_job(site: Site, job: str) -> str:
-    return site.slurm("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
+    return site.girder.log_at_end(job, status), job
 
 
 def test_each_who_has_a_say_reaches_slurm_and_the_program_sees_none_of_it(site: Site) -> None:
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         "[slurm.profiles]\n"
         "*/tests/show-* Show =\n"
         "    comment = of the profile\n"
@@ -86,10 +78,9 @@ def test_each_who_has_a_say_reaches_slurm_and_the_program_sees_none_of_it(site: 
         "[slurm.limits]\n"
         "time = 2:00:00\n"
     )
-    site.worker.start()
     image = _push(site, {"slurm": {"cpus-per-task": 2, "time": 50}}, labels={"slurm.mem": "170"})
     log, job = _ended(site, image, mem="180", time="1:30:00", gres="gpu:1", text="hello")
-    detail = _slurm_job(site, job)
+    detail = site.slurm_detail(job)
     assert re.search(r"MinMemoryNode=180M|mem=180M", detail), detail
     assert "TimeLimit=01:30:00" in detail
     assert "CPUs/Task=2" in detail
@@ -107,7 +98,7 @@ def test_each_who_has_a_say_reaches_slurm_and_the_program_sees_none_of_it(site: 
 def test_a_flag_takes_no_argument_of_the_program(site: Site) -> None:
     log, job = _ended(site, _push(site, {}), exclusive="true", text="after")
     assert "<--text>\n<after>" in log
-    assert "OverSubscribe=NO" in _slurm_job(site, job)
+    assert "OverSubscribe=NO" in site.slurm_detail(job)
 
 
 @pytest.mark.parametrize(
@@ -121,16 +112,13 @@ def test_a_flag_takes_no_argument_of_the_program(site: Site) -> None:
 def test_what_may_not_be_asked_for_ends_the_job_before_slurm_hears_of_it(
     site: Site, params: dict[str, str], words: str
 ) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.limits]\ntime = 2:00:00\n"
-    site.worker.start()
+    site.worker.restart("[slurm.limits]\ntime = 2:00:00\n")
     log, _ = _ended(site, _push(site, {}), status=ERROR, **params)
     assert words in log
 
 
 def test_a_site_s_commands_run_around_the_container_which_srun_starts(site: Site) -> None:
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         "[slurm]\n"
         'prerun_commands =\n    echo "before $SITE_WORD $SLURM_JOB_ID"\n    export LATER=kept\n'
         'postrun_commands =\n    echo "after $LATER"\n    false\n'
@@ -145,7 +133,6 @@ def test_a_site_s_commands_run_around_the_container_which_srun_starts(site: Site
         "*/tests/show-* =\n"
         "    prerun = echo of the profile\n"
     )
-    site.worker.start()
     log, job = _ended(site, _push(site, {}), text="hello")
     slurm_job = site.worker.slurm_job_id(job)
     lines = log.splitlines()
@@ -162,9 +149,7 @@ def test_a_site_s_commands_run_around_the_container_which_srun_starts(site: Site
 def test_a_result_counts_that_was_there_when_slurm_killed_the_lines_after_the_container(
     site: Site, folder: str
 ) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm]\npostrun_commands =\n    echo after; sleep 100\n"
-    site.worker.start()
+    site.worker.restart("[slurm]\npostrun_commands =\n    echo after; sleep 100\n")
     job = site.run_toy(folder)
     wait_until("the lines after", lambda: "after\n" in site.girder.log(job), seconds=60)
     slurm_job = site.worker.slurm_job_id(job)
@@ -176,8 +161,7 @@ def test_a_result_counts_that_was_there_when_slurm_killed_the_lines_after_the_co
 
 
 def test_a_shape_and_the_site_s_rules_for_gpus_and_time_reach_slurm(site: Site) -> None:
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         "[slurm.profiles]\n"
         "*/tests/show-* =\n"
         "    shape = distributed\n"
@@ -189,10 +173,9 @@ def test_a_shape_and_the_site_s_rules_for_gpus_and_time_reach_slurm(site: Site) 
         "[slurm.limits]\n"
         "time = 2:00:00\n"
     )
-    site.worker.start()
     log, job = _ended(site, _push(site, {"device_requests": [{"count": 1, "capabilities": [["gpu"]]}]}))
     assert re.search(r"gpus=\d", log)
-    detail = _slurm_job(site, job)
+    detail = site.slurm_detail(job)
     for words in (
         "NumCPUs=2",
         "NumTasks=2",
@@ -208,8 +191,7 @@ def test_a_shape_and_the_site_s_rules_for_gpus_and_time_reach_slurm(site: Site) 
 
 
 def test_names_of_other_systems_reach_slurm(site: Site) -> None:
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         "[executors.slurm]\n"
         'prerun_commands = ["echo of covalent"]\n'
         "[executors.slurm.options]\n"
@@ -217,12 +199,11 @@ def test_names_of_other_systems_reach_slurm(site: Site) -> None:
         "[slurm]\n"
         "allow_options = partition, overlay, mail-type, mail-user, time\n"
     )
-    site.worker.start()
     devices = ["partition=high", "exclusive=False", "overlay=100", "sbatch_time=7", "sbatch_mail-type=END"]
     image = _push(site, {"devices": devices, "slurm": {"mail-user": "nobody@localhost"}})
     log, job = _ended(site, image)
     assert "of covalent\n" in log
-    detail = _slurm_job(site, job)
+    detail = site.slurm_detail(job)
     for words in ("Partition=high", "TimeLimit=00:07:00", "MailType=END", "MailUser=nobody@localhost"):
         assert words in detail
     assert "Comment=as covalent says it" in detail or "Comment=as_covalent_says_it" in detail

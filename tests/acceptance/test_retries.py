@@ -67,9 +67,7 @@ def test_an_attempt_that_outlives_its_lost_node_reaches_nothing(site: Site, fold
 
 @pytest.mark.fault("preempted", phases=("running",))
 def test_a_preempted_job_runs_again(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm]\npartition = low\n[slurm.options]\nmem = 150\nexclusive =\n"
-    site.worker.start()
+    site.worker.restart("[slurm]\npartition = low\n[slurm.options]\nmem = 150\nexclusive =\n")
     job, first = _running(site, folder, sleep=6)
     node = site.slurm("squeue", "-h", "-j", first, "-o", "%N").strip()
     rival = site.slurm(
@@ -84,9 +82,7 @@ def test_a_preempted_job_runs_again(site: Site, folder: str) -> None:
 
 @pytest.mark.fault("requeued by an administrator", phases=("running",))
 def test_a_job_that_slurm_put_back_into_the_queue_runs_again_as_another(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+3\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\nbegin = now+3\n")
     job = site.run_toy(folder, sleep=6)
     wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
     first = site.worker.slurm_job_id(job)

@@ -12,7 +12,7 @@ import requests
 
 from tests.acceptance.test_accounts import _doctor
 from tests.acceptance.test_options import _push
-from tests.support.girder_site import ERROR, SUCCESS
+from tests.support.girder_site import ERROR
 from tests.support.plugin_girder import girder_with_plugin, set_setting
 
 if TYPE_CHECKING:
@@ -87,11 +87,9 @@ def test_a_job_gets_what_girder_s_settings_say_and_its_user_is_known_by_a_privat
     mapping = site.worker.root.with_name(f"{site.worker.root.name}-users.yaml")
     mapping.write_text(MAPPING.format(group=group["name"]))
     mapping.chmod(0o644)
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         f"[users]\nmapping_file = {mapping}\n[slurm.profiles]\n*/tests/show-* =\n    time = 0:20:00\n"
     )
-    site.worker.start()
     wanted = {
         "mem": "170",
         "time": "0:40:00",
@@ -108,10 +106,8 @@ def test_a_job_gets_what_girder_s_settings_say_and_its_user_is_known_by_a_privat
     cli = girder.cli(image, "Show")
 
     job = person.run(cli, text="hello")
-    ended = person.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == SUCCESS, log
-    detail = site.slurm("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
+    log = person.log_at_end(job)
+    detail = site.slurm_detail(job)
     for words in ("MinMemoryNode=170M", "TimeLimit=00:20:00", "CPUs/Task=2", "Partition=high", "gres:gpu:1"):
         assert words in detail
     assert "Girder settings, worker_slurm.account: Girder's settings may not choose" in log

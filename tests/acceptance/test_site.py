@@ -62,18 +62,14 @@ def test_a_site_script_s_exit_code_is_the_job_s(site: Site, folder: str) -> None
 
 
 def test_an_image_that_the_site_denies_ends_the_job_though_its_sif_is_there(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[singularity]\ndeny_images = */tests/toy:*\n"
-    site.worker.start()
+    site.worker.restart("[singularity]\ndeny_images = */tests/toy:*\n")
     ended = site.girder.wait_for_end(site.run_toy(folder))
     assert ended["status"] == ERROR
     assert "`deny_images`" in "".join(ended["log"])
 
 
 def test_a_site_without_a_way_out_runs_what_is_in_its_store_and_nothing_else(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[singularity]\npull_policy = never\n"
-    site.worker.start()
+    site.worker.restart("[singularity]\npull_policy = never\n")
     assert site.girder.wait_for_end(site.run_toy(folder))["status"] == SUCCESS
     job = site.girder.ingest(push_toy_cli(site.stack["DEVSTACK_REGISTRY"], "tests/never:1"), expect=ERROR)
     assert "There is no SIF of" in "".join(job["log"])
@@ -82,9 +78,7 @@ def test_a_site_without_a_way_out_runs_what_is_in_its_store_and_nothing_else(sit
 def test_an_image_comes_through_the_site_s_mirror(site: Site) -> None:
     registry = site.stack["DEVSTACK_REGISTRY"]
     push_toy_cli(registry, "mirror/tests/toy:1")
-    site.worker.stop()
-    site.worker.extra_config = f"[singularity.registry_map]\nregistry.invalid = {registry}/mirror\n"
-    site.worker.start()
+    site.worker.restart(f"[singularity.registry_map]\nregistry.invalid = {registry}/mirror\n")
     image = "registry.invalid/tests/toy:1"
     site.girder.ingest(image)
     assert site.girder.cli(image, "Toy")

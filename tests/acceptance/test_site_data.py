@@ -77,10 +77,7 @@ def _ended(site: Site, image: str, script: str, status: int = SUCCESS, **params:
     job = site.girder.run(
         site.girder.cli(image, "Do"), script=script, outputFile="out.txt", outputFile_folder=folder, **params
     )
-    ended = site.girder.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == status, log
-    return log, job
+    return site.girder.log_at_end(job, status), job
 
 
 def _open_directory(site: Site, name: str) -> Path:
@@ -136,7 +133,7 @@ def test_a_container_sees_the_site_s_data_and_slurm_s_commands_come_by_a_module(
     assert "of the site\n" in log
     assert "cannot be written" in log
     assert (shared / "made").read_text() == "made\n"
-    detail = site.slurm("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
+    detail = site.slurm_detail(job)
     node = detail.split(" NodeList=")[1].split()[0]
     assert f"job {site.worker.slurm_job_id(job)} on {node}, 1 in all, 1 processors" in log
     assert (shared / "used sbatch").is_file()  # the module's, not the one on PATH

@@ -37,9 +37,7 @@ esac
 def slow_registry(site: Site) -> Iterator[str]:
     with SlowLink(f"http://{site.stack['DEVSTACK_REGISTRY']}", bytes_per_second=3e6) as link:
         registry = f"127.0.0.1:{link.port}"
-        site.worker.stop()
-        site.worker.extra_config = f"[singularity]\nplain_http_registries = {registry}\n"
-        site.worker.start()
+        site.worker.restart(f"[singularity]\nplain_http_registries = {registry}\n")
         yield registry
 
 

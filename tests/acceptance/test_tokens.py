@@ -45,9 +45,7 @@ def _secret(site: Site, name: str, text: str) -> Path:
 
 @pytest.mark.fault("the job's tokens expired", phases=("running", "outputs uploading", "status reporting"))
 def test_what_expired_tokens_cannot_bring_waits_and_another_token_brings_it(site: Site) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\ntime = 8-00:00:00\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\ntime = 8-00:00:00\n")
     folders = [site.girder.new_folder() for _ in range(2)]
     jobs = [site.run_toy(folder, sleep=20, text="late") for folder in folders]
     for job in jobs:

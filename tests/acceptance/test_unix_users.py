@@ -20,7 +20,7 @@ from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandO
 from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.cluster.run_as import RunAs
 from girder_worker_slurm.cluster.runs_of_users import RunsOfUsers
-from tests.support.girder_site import CANCELED, ERROR, SUCCESS, GirderSite, wait_until
+from tests.support.girder_site import CANCELED, ERROR, wait_until
 from tests.support.run_files_suite import *  # noqa: F403 - the suite, here between real users
 from tests.support.run_files_suite import NO_CHECK, Lab
 from tests.support.unix_users import PROGRAM, UnixUsers
@@ -139,13 +139,6 @@ def crew(crew_of_module: Crew) -> Crew:
     return crew_of_module
 
 
-def _ended(girder: GirderSite, job: str, status: int) -> str:
-    ended = girder.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == status, log
-    return log
-
-
 def test_nothing_of_a_user_is_another_users_to_read(users: UnixUsers, tmp_path: Path) -> None:
     made = RunsOfUsers(
         users.run_root,
@@ -226,7 +219,7 @@ def test_jobs_run_as_the_unix_users_of_the_mapping(crew: Crew) -> None:
     folders = {name: crew.people[name].new_folder() for name in ("ada", "bob", "walter")}
     jobs = {name: crew.run(name, folder, text="hello", lines=3) for name, folder in folders.items()}
     for name, job in jobs.items():
-        log = _ended(crew.people[name], job, SUCCESS)
+        log = crew.people[name].log_at_end(job)
         assert "line 3" in log
         assert log.count("toy starts") == 1
         assert crew.people[name].files(folders[name])["out.txt"] == f"text=<hello>\ninput={name}'s\n".encode()
@@ -253,7 +246,7 @@ def test_a_cancel_reaches_the_job_of_another_user(crew: Crew) -> None:
     job = crew.run("ada", ada.new_folder(), sleep=120)
     wait_until("it runs", lambda: "second 1" in ada.log(job), seconds=60)
     ada.cancel(job)
-    _ended(ada, job, CANCELED)
+    ada.log_at_end(job, CANCELED)
     number = crew.worker.slurm_job_id(job)
     wait_until(
         "the Slurm job is gone", lambda: crew.site.slurm_state(number) in ("", "CANCELLED", "COMPLETED")
@@ -275,7 +268,7 @@ def test_jobs_of_several_users_go_on_after_a_crash_of_the_worker(crew: Crew) -> 
     crew.worker.kill()
     crew.worker.start()
     for name, job in jobs.items():
-        log = _ended(crew.people[name], job, SUCCESS)
+        log = crew.people[name].log_at_end(job)
         assert log.count("toy starts") == 1, log
         assert log.count("toy ends") == 1, log
         assert crew.people[name].files(folders[name])["out.txt"] == f"text=<x>\ninput={name}'s\n".encode()
@@ -287,9 +280,9 @@ def test_who_may_not_be_run_as_is_refused_before_inputs_are_fetched(crew: Crew) 
     mallory, eve = crew.people["mallory"], crew.people["eve"]
     jobs = {name: crew.run(name, crew.people[name].new_folder()) for name in ("mallory", "eve")}
     # The site's list does not have this one ...
-    assert "`unix_users` in [users] does not have them" in _ended(mallory, jobs["mallory"], ERROR)
+    assert "`unix_users` in [users] does not have them" in mallory.log_at_end(jobs["mallory"], ERROR)
     # ... and of this one sudo says so.
-    said = _ended(eve, jobs["eve"], ERROR)
+    said = eve.log_at_end(jobs["eve"], ERROR)
     assert re.search(rf"is to run as the Unix user {crew.users.eve}, and cannot: .*sudo: ", said)
     for job in jobs.values():
         events = [entry["event"] for entry in crew.worker.entries_of(job)]

@@ -58,9 +58,7 @@ def test_out_of_memory(site: Site, folder: str) -> None:
 
 
 def test_time_limit(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\ntime = 1\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\ntime = 1\n")
     job, _ = _running(site, folder, sleep=200)
     _expect_error(site, job, "reached its time limit", seconds=150)
 
@@ -68,11 +66,9 @@ def test_time_limit(site: Site, folder: str) -> None:
 @pytest.mark.fault("node does not boot", phases=("pending",))
 def test_a_node_that_does_not_boot(site: Site, folder: str) -> None:
     node = site.stack["DEVSTACK_NODES"].split()[2]
-    site.worker.stop()
-    site.worker.extra_config = (
+    site.worker.restart(
         f"[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nnodelist = {node}\n"
     )
-    site.worker.start()
     power_saving = (
         "SuspendProgram=/bin/true",
         "ResumeProgram=/bin/true",
@@ -101,9 +97,7 @@ def test_a_node_that_does_not_boot(site: Site, folder: str) -> None:
 
 
 def test_an_option_that_sbatch_refuses_is_shown_in_its_own_words(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm]\npartition = nosuch\n"
-    site.worker.start()
+    site.worker.restart("[slurm]\npartition = nosuch\n")
     job = site.run_toy(folder)
     _expect_error(site, job, "Slurm refused the job", "invalid partition specified")
 
@@ -116,9 +110,7 @@ def test_a_job_without_the_script_s_word_is_no_success(site: Site, folder: str) 
 
 
 def test_a_pending_job_shows_slurm_s_reason(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+5\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\nbegin = now+5\n")
     job = site.run_toy(folder)
     site.girder.wait_for(job, RUNNING)
     wait_until(
@@ -127,10 +119,8 @@ def test_a_pending_job_shows_slurm_s_reason(site: Site, folder: str) -> None:
 
 
 def test_a_job_that_cannot_end_before_its_deadline(site: Site, folder: str) -> None:
-    site.worker.stop()
     # Slurm takes it, and finds soon that it begins too late to keep its deadline.
-    site.worker.extra_config = "[slurm.options]\nmem = 150\ntime = 1\nbegin = now+30\ndeadline = now+65\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\ntime = 1\nbegin = now+30\ndeadline = now+65\n")
     job = site.run_toy(folder)
     _expect_error(site, job, "could not end before its deadline", seconds=100)
 
@@ -186,11 +176,7 @@ def test_a_failed_launch_is_tried_again(site: Site, folder: str) -> None:
 
 @pytest.mark.fault("launch fails on the node", phases=("pending",))
 def test_a_job_that_slurm_holds_after_a_failed_launch(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = (
-        "[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+6\n"
-    )
-    site.worker.start()
+    site.worker.restart("[slurm]\ninfrastructure_retries = 0\n[slurm.options]\nmem = 150\nbegin = now+6\n")
     with site.slurm_conf("Prolog=/bin/false"):
         job = site.run_toy(folder)
         wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
@@ -203,9 +189,7 @@ def test_a_job_that_slurm_holds_after_a_failed_launch(site: Site, folder: str) -
 
 @pytest.mark.fault("held by an administrator", phases=("pending",))
 def test_a_job_that_somebody_holds_waits_and_says_so(site: Site, folder: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config = "[slurm.options]\nmem = 150\nbegin = now+6\n"
-    site.worker.start()
+    site.worker.restart("[slurm.options]\nmem = 150\nbegin = now+6\n")
     job = site.run_toy(folder)
     wait_until("it is submitted", lambda: bool(site.worker.slurm_job_id(job)), seconds=30)
     site.slurm("scontrol", "hold", site.worker.slurm_job_id(job), as_root=True)

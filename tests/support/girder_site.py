@@ -231,6 +231,12 @@ class GirderSite:
         """The job once it has ended."""
         return self.wait_for(job, *FINAL, seconds=seconds)
 
+    def log_at_end(self, job: str, status: int = SUCCESS, *, seconds: float = 90.0) -> str:
+        """The log of a job that has ended as it should, with this status."""
+        ended = self.wait_for_end(job, seconds=seconds)
+        assert ended["status"] == status, _log(ended)
+        return _log(ended)
+
 
 def _log(job: dict[str, Any]) -> str:
     log = job.get("log") or []

@@ -100,6 +100,12 @@ class Worker:
         )
         return self
 
+    def restart(self, config: str = "", **environment: str) -> None:
+        """Stops it and starts it with these lines in its configuration, and these variables besides those it has."""
+        self.stop()
+        self.extra_config, self.environment = config, self.environment | environment
+        self.start()
+
     @property
     def is_running(self) -> bool:
         """Whether the process lives."""
