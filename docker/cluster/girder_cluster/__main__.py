@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-import kombu
-
-from girder_compose.accounts import check_broker
 from girder_compose.environment import Site
 from girder_compose.errors import SetupError
+from girder_compose.health import check_queue
 
 _QUEUE = "celery"
 
@@ -39,16 +37,7 @@ def start_worker(site: Site) -> None:
 
 def check_worker(site: Site) -> None:
     """Returns if somebody takes tasks from the queue of the analyses; raises SetupError if not."""
-    url, _ = site.broker_urls()
-    check_broker(url)
-    with kombu.Connection(url, connect_timeout=8) as connection:
-        channel = connection.channel()
-        try:
-            found = channel.queue_declare(_QUEUE, passive=True)
-        except connection.channel_errors as error:
-            raise SetupError("The worker has not made its queue yet.") from error
-        if not found.consumer_count:
-            raise SetupError(f"Nobody takes tasks from the queue `{_QUEUE}`.")
+    check_queue(site, _QUEUE, "worker")
 
 
 if __name__ == "__main__":

@@ -46,13 +46,18 @@ def check_girder(site: Site) -> None:
 
 def check_local_worker(site: Site) -> None:
     """Returns if somebody takes tasks from Girder's own queue; raises SetupError if not."""
+    check_queue(site, LOCAL_QUEUE, "local worker")
+
+
+def check_queue(site: Site, queue: str, worker: str) -> None:
+    """Returns if somebody takes tasks from this queue; raises SetupError, which names the worker, if not."""
     url, _ = site.broker_urls()
     check_broker(url)
     with kombu.Connection(url, connect_timeout=8) as connection:
         channel = connection.channel()
         try:
-            found = channel.queue_declare(LOCAL_QUEUE, passive=True)
+            found = channel.queue_declare(queue, passive=True)
         except connection.channel_errors as error:
-            raise SetupError("The local worker has not made its queue yet.") from error
+            raise SetupError(f"The {worker} has not made its queue yet.") from error
         if not found.consumer_count:
-            raise SetupError(f"Nobody takes tasks from the queue `{LOCAL_QUEUE}`.")
+            raise SetupError(f"Nobody takes tasks from the queue `{queue}`.")
