@@ -1,0 +1,42 @@
+"""Who takes tasks from the queue, and what is said of a broker that does not answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from girder_worker_slurm.doctor.broker import check_broker, judge_queue
+from girder_worker_slurm.doctor.broker_connection import QueueFacts
+from girder_worker_slurm.doctor.finding import Level
+from tests.unit.slurm.doctor.here import levels, settings_with
+
+
+@pytest.mark.parametrize(
+    ("queue", "running", "expected"),
+    [
+        (None, 0, "warn"),
+        (QueueFacts(3, 0), 0, "ok"),
+        (QueueFacts(0, 1), 1, "ok"),
+        (QueueFacts(0, 1), 0, "warn"),
+        (QueueFacts(0, 2), 1, "warn"),
+        (QueueFacts(9, 0), 1, "warn"),
+    ],
+)
+def test_who_takes_from_a_queue_is_compared_with_who_should(queue, running, expected):
+    assert levels(judge_queue("celery", queue, running)) == [expected]
+
+
+def test_another_consumer_is_named_as_such():
+    (finding,) = judge_queue("celery", QueueFacts(0, 1), 0)
+
+    assert "1 more takes tasks" in finding.found
+    assert "`worker`" in finding.remedy
+
+
+def test_a_broker_that_is_not_there_fails_without_the_password(tmp_path):
+    settings = settings_with(tmp_path, GIRDER_WORKER_BROKER="amqp://me:topsecret@127.0.0.1:1//")
+
+    (finding,) = check_broker(settings, running_workers=0, timeout_seconds=1.0)
+
+    assert finding.level is Level.FAIL
+    assert "127.0.0.1:1" in finding.found
+    assert "topsecret" not in str(finding)
