@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,16 +44,7 @@ def _said(worker: Worker, *arguments: str) -> subprocess.CompletedProcess[str]:
         f"[jobs]\nroot = {worker.root}\n[singularity]\nsif_image_path = {worker.sif}\n{worker.extra_config}",
         encoding="utf-8",
     )
-    program = str(Path(sys.executable).with_name("girder-slurm"))
-    return subprocess.run(
-        worker.stack.as_user([program, *arguments]),
-        env=worker.stack.user_environment()
-        | {"GIRDER_WORKER_SLURM_CONFIG": str(worker.config), **worker.environment},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return worker.attempt(*arguments, **worker.environment)
 
 
 def test_a_job_runs_with_a_broker_over_tls(site: Site, folder: str, place: Path) -> None:

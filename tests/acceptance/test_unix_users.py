@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,15 +107,6 @@ class Crew:
         assert found is not None, shown
         assert found[1] == found[3]
         return found[1]
-
-    def command(self, *words: str) -> str:
-        """What `girder-slurm` prints to the worker's user, whatever its exit code."""
-        env = self.site.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(self.worker.config)}
-        program = Path(sys.executable).with_name("girder-slurm")
-        return subprocess.run(
-            self.site.stack.as_user([str(program), *words]),
-            env=env, cwd="/", check=False, capture_output=True, text=True, timeout=120,
-        ).stdout  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +217,7 @@ def test_jobs_run_as_the_unix_users_of_the_mapping(crew: Crew) -> None:
     seen = {name: crew.unix_user_in_slurm(job) for name, job in jobs.items()}
     assert seen == {"ada": users.ada, "bob": users.bob, "walter": users.stack.user}
 
-    shown = json.loads(crew.command("show", "--json", jobs["ada"]))
+    shown = json.loads(crew.worker.attempt("show", "--json", jobs["ada"]).stdout)
     assert shown["unix_user"] == users.ada
     run = Path(shown["run_directory"])
     assert run.parent == users.root_of(users.ada) / "run"
@@ -238,7 +228,7 @@ def test_jobs_run_as_the_unix_users_of_the_mapping(crew: Crew) -> None:
         assert path.owner() == users.ada
     assert "Permission denied" in users.run_as(users.bob, f"ls {run}", check=False)
     assert not list((crew.worker.root / "tmp" / "transfers").iterdir())
-    assert "line 3" in crew.command("log", jobs["ada"])
+    assert "line 3" in crew.worker.attempt("log", jobs["ada"]).stdout
 
 
 def test_a_cancel_reaches_the_job_of_another_user(crew: Crew) -> None:
@@ -290,7 +280,7 @@ def test_who_may_not_be_run_as_is_refused_before_inputs_are_fetched(crew: Crew) 
 
 
 def test_the_doctor_says_who_can_be_run_as_and_what_is_missing(crew: Crew) -> None:
-    said = crew.command("doctor", "--timeout", "60")
+    said = crew.worker.attempt("doctor", "--timeout", "60").stdout
     for user in (crew.users.ada, crew.users.bob):
         assert f"Unix users: Jobs can run as {user}." in said
     assert "By the site's mapping of users this job is to run as the Unix user nobody" in said

@@ -130,13 +130,19 @@ class Worker:
         self.process = None
 
     def command(self, *arguments: str) -> str:
-        """What `girder-slurm` answers with this worker's settings, to its user."""
+        """What `girder-slurm` answers with this worker's settings, to its user; it has to succeed."""
+        done = self.attempt(*arguments)
+        done.check_returncode()
+        return done.stdout
+
+    def attempt(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """How `girder-slurm` ends with this worker's settings, for its user, whatever its exit code."""
         program = Path(sys.executable).with_name("girder-slurm")
         env = self.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(self.config)}
         return subprocess.run(
             self.stack.as_user([str(program), *arguments]),
-            env=env, cwd="/", check=True, capture_output=True, text=True, timeout=60,
-        ).stdout  # fmt: skip
+            env=env | environment, cwd="/", check=False, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
 
     def threads(self) -> int:
         """How many threads the worker's process has."""
