@@ -15,7 +15,7 @@ from girder_worker_singularity.clock import SystemClock
 from girder_worker_slurm.girder.users import GirderUsers
 from girder_worker_slurm.job.state import GirderJob, GirderUser
 from tests.support.accounting_cluster import AccountingCluster
-from tests.support.girder_site import CANCELED, ERROR, QUEUED, SUCCESS, GirderSite, wait_until
+from tests.support.girder_site import CANCELED, ERROR, QUEUED, GirderSite, wait_until
 from tests.support.toy_cli import push_toy_cli
 
 if TYPE_CHECKING:
@@ -106,13 +106,6 @@ def _doctor(site: Site) -> str:
     ).stdout
 
 
-def _ended(girder: GirderSite, job: str, status: int) -> str:
-    ended = girder.wait_for_end(job, seconds=90)
-    log = "".join(ended["log"])
-    assert ended["status"] == status, log
-    return log
-
-
 def _in_slurm(site: Site, cluster: AccountingCluster, job: str) -> Mapping[str, str]:
     shown = cluster.run("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
     return dict(re.findall(r"(\w+)=(\S+)", shown))
@@ -125,8 +118,8 @@ def test_jobs_run_under_the_account_and_qos_of_their_user(
     _start(site, cluster, readable, _MAPPING.format(**{name: user.name for name, user in people.items()}))
     jobs = {name: _run(site, user) for name, user in people.items()}
 
-    _ended(people["kirby"], jobs["kirby"], SUCCESS)
-    _ended(people["mario"], jobs["mario"], SUCCESS)
+    people["kirby"].log_at_end(jobs["kirby"])
+    people["mario"].log_at_end(jobs["mario"])
     kirby, mario = (_in_slurm(site, cluster, jobs[name]) for name in ("kirby", "mario"))
     assert (kirby["Account"], kirby["QOS"], kirby["Partition"]) == ("nintendo", "high", "long")
     assert (mario["Account"], mario["QOS"], mario["Partition"]) == ("nintendo", "normal", "normal")
@@ -143,11 +136,11 @@ def test_jobs_run_under_the_account_and_qos_of_their_user(
     assert re.search(rf"--qos=high +The mapping of users, login {people['kirby'].name}", explained)
 
     # Slurm's own words, where the account exists and the worker's is not in it.
-    assert "Invalid account or account/partition combination" in _ended(
-        people["dovahkiin"], jobs["dovahkiin"], ERROR
+    assert "Invalid account or account/partition combination" in people["dovahkiin"].log_at_end(
+        jobs["dovahkiin"], ERROR
     )
     # Whom nobody mapped, Slurm never hears of.
-    refused = _ended(people["luigi"], jobs["luigi"], ERROR)
+    refused = people["luigi"].log_at_end(jobs["luigi"], ERROR)
     assert f"The Girder user {people['luigi'].name} may not run jobs here" in refused
     assert [entry["event"] for entry in site.worker.entries_of(jobs["luigi"])][:3] == [
         "accepted",
@@ -173,7 +166,7 @@ def test_a_limit_of_a_group_holds_for_its_members(
         f"- group: {group}\n  limits: {{mem: 200M}}\n"
     )
     _start(site, cluster, readable, mapping)
-    silent = _ended(student, _run(site, student), ERROR)
+    silent = student.log_at_end(_run(site, student), ERROR)
     assert "Girder does not tell the e-mail address and the groups" in silent
     assert "GIRDER_WORKER_JOB_GC_SCOPE=core.user_info.read" in _doctor(site)
 
@@ -182,11 +175,11 @@ def test_a_limit_of_a_group_holds_for_its_members(
     small = _run(site, student)
     site.girder.tell_groups()
     site.worker.start()
-    assert "300 MiB of memory, more than the 200 that one job may have here" in _ended(
-        student, jobs["student"], ERROR
+    assert "300 MiB of memory, more than the 200 that one job may have here" in student.log_at_end(
+        jobs["student"], ERROR
     )
-    _ended(student, small, SUCCESS)
-    _ended(teacher, jobs["teacher"], SUCCESS)
+    student.log_at_end(small)
+    teacher.log_at_end(jobs["teacher"])
     assert _in_slurm(site, cluster, jobs["teacher"])["MinMemoryNode"] == "300M"
     assert "Girder tells e-mail addresses and groups" in _doctor(site)
 
@@ -227,11 +220,9 @@ def test_a_user_with_a_private_account_has_an_id_and_no_login(site: Site) -> Non
 def test_what_the_nodes_do_not_count_slurm_s_accounting_is_asked_for(
     site: Site, cluster: AccountingCluster, folder: str
 ) -> None:
-    site.worker.stop()
-    site.worker.environment = cluster.environment
-    site.worker.start()
+    site.worker.restart(**cluster.environment)
     job = site.run_toy(folder, sleep=3)
-    log = _ended(site.girder, job, SUCCESS)
+    log = site.girder.log_at_end(job)
     # No control group is this job's own here.
     assert "of memory" not in log
     wait_until("the accounting", lambda: "By Slurm's accounts" in site.girder.log(job), seconds=90)
@@ -248,16 +239,14 @@ def test_what_the_nodes_do_not_count_slurm_s_accounting_is_asked_for(
 def test_jobs_begin_and_end_without_slurmdbd_and_its_accounts_are_asked_for_again(
     site: Site, cluster: AccountingCluster, folder: str
 ) -> None:
-    site.worker.stop()
-    site.worker.environment = cluster.environment
-    site.worker.start()
+    site.worker.restart(**cluster.environment)
     before = site.worker.log.stat().st_size
     running = site.run_toy(folder, sleep=5)
     wait_until("it runs", lambda: "toy starts" in site.girder.log(running), seconds=40)
     with cluster.without_slurmdbd():
         later = site.run_toy(folder, sleep=2)
         for job in (running, later):
-            log = _ended(site.girder, job, SUCCESS)
+            log = site.girder.log_at_end(job)
             assert (log.count("toy starts"), log.count("toy ends")) == (1, 1), log
         wait_until(
             "the accounting was asked in vain",
@@ -277,10 +266,8 @@ def test_a_job_that_asks_for_memory_runs_where_slurm_counts_none(
         # What the worker's `mem = 150` would come to there.
         with pytest.raises(AssertionError, match="Memory specification can not be satisfied"):
             cluster.run("sbatch", "--mem=150", "--wrap=true")
-        site.worker.stop()
-        site.worker.environment = cluster.environment
-        site.worker.start()
-        log = _ended(site.girder, site.run_toy(folder), SUCCESS)
+        site.worker.restart(**cluster.environment)
+        log = site.girder.log_at_end(site.run_toy(folder))
         assert "Slurm counts no memory on this cluster: mem=150 is left out." in log
         doctor = _doctor(site)
         assert (
@@ -318,8 +305,8 @@ def test_slurm_s_limit_of_submitted_jobs_is_waited_out(
             assert user.status(job) == QUEUED
         user.cancel(third)
         assert user.wait_for_end(third)["status"] == CANCELED
-        _ended(user, first, SUCCESS)
-        _ended(user, second, SUCCESS)
+        user.log_at_end(first)
+        user.log_at_end(second)
     finally:
         cluster.sacctmgr("modify", whose, names, "set", f"{setting}=-1")
     assert site.worker.slurm_job_id(third) == ""

@@ -65,12 +65,6 @@ def image(shared_site: Site) -> str:
     return reference
 
 
-def _configure(site: Site, text: str, **environment: str) -> None:
-    site.worker.stop()
-    site.worker.extra_config, site.worker.environment = text, environment
-    site.worker.start()
-
-
 def _ended(site: Site, image: str, script: str, status: int = SUCCESS, **params: Any) -> tuple[str, str]:
     """The log of a job that ran this script, and the job's id."""
     folder = params.pop("folder", None) or site.girder.new_folder()
@@ -118,8 +112,7 @@ def test_a_container_sees_the_site_s_data_and_slurm_s_commands_come_by_a_module(
     (home / ".bash_profile").write_text(
         f'module() {{ [ "$*" = "load slurm/test" ] && PATH={commands}:$PATH; }}\n'
     )
-    _configure(
-        site,
+    site.worker.restart(
         "[slurm]\nslurm_module = slurm/test\n"
         f"[slurm.binds]\n{data} = /opt/atlas\n{shared} = /shared, rw, images=*/tests/do-*\n/no/such = images=other/*\n",
         HOME=str(home),
@@ -156,7 +149,7 @@ def test_what_is_for_a_group_only_its_members_see(site: Site, image: str) -> Non
         for girder in (member, other)
     ]
     site.girder.tell_groups()
-    _configure(site, f"[slurm.binds]\n{data} = /opt/trial, groups={group}\n")
+    site.worker.restart(f"[slurm.binds]\n{data} = /opt/trial, groups={group}\n")
     logs = [
         "".join(girder.wait_for_end(job)["log"]) for girder, job in zip((member, other), jobs, strict=True)
     ]
@@ -165,7 +158,7 @@ def test_what_is_for_a_group_only_its_members_see(site: Site, image: str) -> Non
 
 
 def test_a_job_on_a_node_without_the_site_s_data_says_so(site: Site, image: str) -> None:
-    _configure(site, "[slurm.binds]\n/no/such/atlas = /opt/atlas\n")
+    site.worker.restart("[slurm.binds]\n/no/such/atlas = /opt/atlas\n")
     log, _ = _ended(site, image, "echo ran", status=ERROR)
     assert "/no/such/atlas, which the site mounts into containers of this image, is not there on " in log
     assert "ran\n" not in log
@@ -177,7 +170,7 @@ def test_everything_works_with_four_commands_of_slurm(site: Site, image: str, fo
     programs = {name: path for name, path in _programs(site).items() if name not in (*_NEEDED, *_OPTIONAL)}
     path = f"{site.stack['DEVSTACK_PATH']}:{_linked(_open_directory(site, 'programs'), programs)}"
     commands = _linked(_open_directory(site, "commands"), {name: f"/usr/bin/{name}" for name in _NEEDED})
-    _configure(site, f"[slurm]\ncommands_dir = {commands}\n", PATH=path)
+    site.worker.restart(f"[slurm]\ncommands_dir = {commands}\n", PATH=path)
     log, _ = _ended(
         site,
         image,
@@ -216,7 +209,7 @@ def _doctor(site: Site, **environment: str) -> str:
 
 
 def test_what_an_analysis_wrote_besides_its_outputs_is_kept(site: Site, image: str, folder: str) -> None:
-    _configure(site, "[jobs]\narchive_new_files = */tests/do-*\n")
+    site.worker.restart("[jobs]\narchive_new_files = */tests/do-*\n")
     script = 'echo out > "$out"; cd "$(dirname "$out")"; mkdir more; echo note > more/note; {end}'
     log, job = _ended(site, image, script.format(end="true"), folder=folder)
     found = site.girder.files(folder)
