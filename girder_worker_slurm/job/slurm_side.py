@@ -232,8 +232,10 @@ class SlurmSide:
                 return None
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
-            if self._do.clock.monotonic() - job.final_since < self._rules.event_grace_seconds * 2:
-                raise Later(0.5)
+            waited = self._do.clock.monotonic() - job.final_since
+            if waited < self._rules.event_grace_seconds * 2:
+                # The word itself ends the wait; asking Slurm meanwhile would tell nothing new.
+                raise Later(self._rules.event_grace_seconds * 2 - waited)
             if self._late_word(job):
                 return None
         elif state.ended is None and _is_failed_launch(state, detail):

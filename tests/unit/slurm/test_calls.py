@@ -1,0 +1,34 @@
+"""How often Slurm is asked and told something: what docs/reference/cluster-load.md promises to those who look after it."""
+
+from __future__ import annotations
+
+import pytest
+
+from girder_worker_slurm.job.state import Outcome
+from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.site import Site
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_job_that_ends_by_itself_costs_one_submission_and_no_question(site, exit_code):
+    site.cluster.default_program = FakeProgram(exit_code=exit_code)
+    site.task()
+    site.run_to_the_end()
+    assert [method for method, _ in site.cluster.calls if method != "snapshot"] == ["submit"]
+
+
+@pytest.mark.parametrize("word", ["NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "FAILED"])
+def test_a_job_that_dies_without_a_word_costs_two_questions(site, word):
+    """A node takes many with it: once to see that the job has ended, once more when its own word has had its time."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.cluster.end(site.state().slurm_job_id, word)
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.ERROR
+    assert len(site.calls("describe")) == 2
