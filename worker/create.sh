@@ -1,6 +1,22 @@
 #!/bin/bash
-# Creates the worker's virtual environment: worker/venv, or the directory named by GIRDER_WORKER_SLURM_VENV.
+# Creates the worker's virtual environment.
 set -euo pipefail
+
+usage() {
+  cat <<EOF
+usage: worker/create.sh [--help]
+
+Makes the worker's virtual environment: worker/venv, or the directory that GIRDER_WORKER_SLURM_VENV names, which is
+emptied first. PYTHON names another Python than python3; it has to be 3.10 or newer, with ensurepip.
+Next: worker/install.sh. Exit codes: 0 done, 1 something went wrong, 2 wrong usage.
+EOF
+}
+case ${1:-} in
+  "") ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${GIRDER_WORKER_SLURM_VENV:-$here/venv}
 python=${PYTHON:-python3}

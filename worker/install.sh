@@ -1,7 +1,20 @@
 #!/bin/bash
-# Installs the worker and the stock Girder packages, at the versions of worker/constraints.txt, into the
-# virtual environment that create.sh made. Can be run again to upgrade. Further arguments go to `pip install`.
+# Installs the worker into the virtual environment that create.sh made.
 set -euo pipefail
+
+usage() {
+  cat <<EOF
+usage: worker/install.sh [--help] [PIP ARGUMENT...]
+
+Installs the worker and the stock Girder packages, at the versions of worker/constraints.txt, into worker/venv or the
+directory that GIRDER_WORKER_SLURM_VENV names. Can be run again to upgrade. Further arguments go to \`pip install\`.
+Next: settings in worker/worker.local.cfg, then worker/run.sh. Exit code: 0 if all is installed.
+EOF
+}
+case ${1:-} in
+  -h | --help) usage; exit 0 ;;
+esac
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${GIRDER_WORKER_SLURM_VENV:-$here/venv}
 

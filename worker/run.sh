@@ -1,7 +1,22 @@
 #!/bin/bash
-# Starts the worker. Settings: worker.dist.cfg < worker.local.cfg < environment; nothing in here has to be edited.
-# Further arguments go to `celery worker`.
+# Starts the worker. Nothing in here has to be edited.
 set -euo pipefail
+
+usage() {
+  cat <<EOF
+usage: worker/run.sh [--help] [CELERY ARGUMENT...]
+
+Starts the worker in the foreground; when it takes tasks it says \`ready\`. SIGTERM or Ctrl-C stops it, and no Slurm
+job with it. Further arguments go to \`celery worker\`.
+
+Settings, the later ones win: worker.dist.cfg, worker.local.cfg beside it, worker/worker.local.cfg, environment.
+GIRDER_WORKER_SLURM_CONFIG names other files, separated by colons; GIRDER_WORKER_SLURM_VENV another environment.
+EOF
+}
+case ${1:-} in
+  -h | --help) usage; exit 0 ;;
+esac
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${GIRDER_WORKER_SLURM_VENV:-$here/venv}
 

@@ -52,6 +52,28 @@ def test_each_dependency_is_pinned_once_to_a_version_that_it_allows(constraints,
         assert wanted.specifier.contains(pinned[2:]), f"{wanted} and {pinned}"
 
 
+def answer_of(script, *arguments, venv):
+    environment = {"PATH": "/usr/bin:/bin", "GIRDER_WORKER_SLURM_VENV": str(venv)}
+    return subprocess.run(
+        [WORKER / script, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("script", ["create.sh", "install.sh", "run.sh", "demo.sh"])
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_a_script_that_is_asked_for_help_gives_it_and_does_nothing(script, option, tmp_path):
+    answer = answer_of(script, option, venv=tmp_path / "venv")
+    assert answer.returncode == 0
+    assert answer.stdout.startswith(f"usage: worker/{script}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_create_refuses_arguments_that_it_does_not_know(tmp_path):
+    answer = answer_of("create.sh", "--prefix=/x", venv=tmp_path / "venv")
+    assert answer.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in WORKER.glob("**/*.sh")))
 def test_scripts_are_valid_and_executable(script):
     path = next(WORKER.glob(f"**/{script}"))
