@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from girder_worker_singularity.clock import Clock
-    from girder_worker_slurm.cluster.interface import Cluster
+    from girder_worker_slurm.cluster.interface import Cluster, QueueRow
     from girder_worker_slurm.cluster.run_as import RunAs
     from girder_worker_slurm.cluster.user_run_files import UserRunFiles
     from girder_worker_slurm.doctor.finding import Finding
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CHECK = "Unix users"
 _PAGE = "docs/howto/users.md"
 _LOOK_SECONDS = 0.2
+_ASK_SLURM_SECONDS = 2.0
 #: Looks whether the node has the user's directory, closed to others, and says so where the worker looks for it.
 _SCRIPT = """\
 #!/bin/bash
@@ -177,6 +178,7 @@ class _Probe:
         )
         self._is_over = False
         self._site.cluster.submit(submission)
+        ask_at = self._site.clock.monotonic() + _ASK_SLURM_SECONDS
         give_up_at = self._site.clock.monotonic() + self._site.timeout_seconds
         while self._site.clock.monotonic() < give_up_at:
             for event in self._runs.events(lambda token: token == self._token):
@@ -185,7 +187,10 @@ class _Probe:
                 if event.nonce != nonce or event.fields.get("user") != self._user:
                     yield fail(CHECK, f"The job of {self._user} ran as another.", f"See {_PAGE}.")
                 return
-            rows = self._site.cluster.find(self._token, self._user)
+            rows: tuple[QueueRow, ...] = ()
+            if self._site.clock.monotonic() >= ask_at:
+                ask_at = self._site.clock.monotonic() + _ASK_SLURM_SECONDS
+                rows = self._site.cluster.find(self._token, self._user)
             if rows and rows[0].state in FINAL_STATES and not self._runs.events(self._token.__eq__):
                 self._is_over = True
                 said = self._runs.read_at(run / "slurm.out", 0, 1000).decode(errors="replace").strip()
