@@ -1,6 +1,21 @@
 #!/bin/bash
-# What is in the way of `docker compose up -d --wait`, and what is wrong after it. Changes nothing. Exit codes: 0 nothing, 1 something.
+# What is in the way of `docker compose up -d --wait`, and what is wrong after it.
 set -uo pipefail
+
+usage() {
+  cat <<EOF
+usage: docker/check.sh [--help]
+
+Says what is in the way of \`docker compose up -d --wait\`, and what is wrong after it: Docker, .env, ports, disk, and
+each service that was started. Changes nothing. Exit codes: 0 all is well, 1 something is wrong, 2 wrong usage.
+EOF
+}
+case ${1:-} in
+  "") ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 code=0
 ok() { printf 'ok    %s\n' "$1"; }

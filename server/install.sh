@@ -1,15 +1,29 @@
 #!/bin/bash
-# Puts Girder's side onto a machine without Docker: account, directories, virtual environment with the versions of
-# worker/constraints.txt, settings with a new password, systemd units. Starts nothing. Run it again to upgrade: it keeps
-# settings and data. docs/howto/server-without-docker.md has the steps before and after.
-#
-#   sudo server/install.sh
-#
-# Other places than the usual ones, each as an environment variable:
-#   GIRDER_SERVER_PROGRAMS=/opt/girder-server   GIRDER_SERVER_CONFIG=/etc/girder-server   GIRDER_SERVER_DATA=/var/lib/girder
-#   GIRDER_SERVER_USER=girder   GIRDER_SERVER_UNITS=/etc/systemd/system   PYTHON=/usr/bin/python3
+# Puts Girder's side onto a machine without Docker.
 set -euo pipefail
 umask 022
+
+usage() {
+  cat <<EOF
+usage: sudo server/install.sh [--help]
+
+Makes account, directories, a virtual environment with the versions of worker/constraints.txt, settings with a new
+password, and systemd units. Starts nothing. Run it again to upgrade: it keeps settings and data.
+docs/howto/server-without-docker.md has the steps before and after.
+
+Other places than the usual ones, each as an environment variable, behind sudo:
+  GIRDER_SERVER_PROGRAMS=/opt/girder-server   GIRDER_SERVER_CONFIG=/etc/girder-server   GIRDER_SERVER_DATA=/var/lib/girder
+  GIRDER_SERVER_USER=girder   GIRDER_SERVER_UNITS=/etc/systemd/system   PYTHON=/usr/bin/python3
+
+Exit codes: 0 done, 1 something went wrong, 2 wrong usage.
+EOF
+}
+case ${1:-} in
+  "") ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 programs=${GIRDER_SERVER_PROGRAMS:-/opt/girder-server}
 config=${GIRDER_SERVER_CONFIG:-/etc/girder-server}

@@ -1,4 +1,4 @@
-"""The scripts in worker/ and the versions they install, as far as they can be looked at without installing."""
+"""The scripts of an installation and the versions they install, as far as they can be looked at without installing."""
 
 import re
 import subprocess
@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 
 WORKER = Path(__file__).parents[3] / "worker"
+SCRIPTS_WITHOUT_ARGUMENTS = ("worker/create.sh", "worker/demo.sh", "server/install.sh", "docker/check.sh")
+SCRIPTS = (*SCRIPTS_WITHOUT_ARGUMENTS, "worker/install.sh", "worker/run.sh", "docker/make-env.sh")
 PYTHONS = ("3.10.0", "3.11.2", "3.12.0", "3.13.0")
 
 
@@ -55,21 +57,23 @@ def test_each_dependency_is_pinned_once_to_a_version_that_it_allows(constraints,
 def answer_of(script, *arguments, venv):
     environment = {"PATH": "/usr/bin:/bin", "GIRDER_WORKER_SLURM_VENV": str(venv)}
     return subprocess.run(
-        [WORKER / script, *arguments], env=environment, capture_output=True, text=True, check=False
+        [WORKER.parent / script, *arguments], env=environment, capture_output=True, text=True, check=False
     )
 
 
-@pytest.mark.parametrize("script", ["create.sh", "install.sh", "run.sh", "demo.sh"])
 @pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_that_is_asked_for_help_gives_it_and_does_nothing(script, option, tmp_path):
     answer = answer_of(script, option, venv=tmp_path / "venv")
     assert answer.returncode == 0
-    assert answer.stdout.startswith(f"usage: worker/{script}")
+    assert answer.stdout.startswith("usage: ")
+    assert script in answer.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_create_refuses_arguments_that_it_does_not_know(tmp_path):
-    answer = answer_of("create.sh", "--prefix=/x", venv=tmp_path / "venv")
+@pytest.mark.parametrize("script", SCRIPTS_WITHOUT_ARGUMENTS)
+def test_a_script_refuses_arguments_that_it_does_not_know(script, tmp_path):
+    answer = answer_of(script, "--prefix=/x", venv=tmp_path / "venv")
     assert answer.returncode == 2
     assert list(tmp_path.iterdir()) == []
 
