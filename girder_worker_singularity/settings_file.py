@@ -112,7 +112,8 @@ class ReadValues:
             name = f"[{where[0]}.{where[1]}] {location[2]}"
         # The input of a check of the whole is the whole, passwords included.
         got = f" (got {problem.get('input')!r})" if len(where) == 2 else ""
-        return SettingsInvalid(f"{source + ': ' if source else ''}{name}: {problem['msg']}{got}.")
+        said = problem["msg"].removeprefix("Value error, ")
+        return SettingsInvalid(f"{source + ': ' if source else ''}{name}: {said}{got}.")
 
 
 def read_values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import girder_worker_slurm
 from girder_worker_singularity.cli import cli as singularity_cli
 from girder_worker_slurm.cli import cli
-from girder_worker_slurm.settings import render_reference, render_sample, setting_fields
+from girder_worker_slurm.settings import load_settings, render_reference, render_sample, setting_fields
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -40,6 +41,28 @@ def test_relative_links_lead_somewhere(page):
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def samples(page: Path) -> list[str]:
+    """The pieces of configuration that a page shows, as somebody would copy them."""
+    sections = {field.section for field in setting_fields()}
+    blocks = re.findall(r"(?:^(?: {4,}.*)?\n)+", page.read_text(encoding="utf-8"), re.MULTILINE)
+    texts = [textwrap.dedent(block) for block in blocks]
+    return [
+        text
+        for text in texts
+        if {name.partition(".")[0] for name in re.findall(r"^\[([a-z_.]+)\]$", text, re.MULTILINE)} & sections
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_configuration_that_a_page_shows_is_accepted(page, tmp_path):
+    for text in samples(page):
+        sample = tmp_path / "worker.local.cfg"
+        sample.write_text(text.replace("...", "x"), encoding="utf-8")
+        load_settings((sample,), {})
+        # A remark behind a value is part of the value.
+        assert re.findall(r"^ *[a-z_]+ = \S+ +[#(].*$", text, re.MULTILINE) == []
 
 
 def test_the_settings_page_is_the_generated_one():

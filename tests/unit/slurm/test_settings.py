@@ -179,6 +179,14 @@ def test_a_mistake_is_told_with_its_place_and_what_is_known(tmp_path, text, word
         assert word in str(caught.value)
 
 
+def test_a_mistake_is_told_in_our_words_only(tmp_path):
+    path = tmp_path / "worker.local.cfg"
+    path.write_text("[slurm]\nallow_options = mem time\n")
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings((path,), {})
+    assert str(caught.value).startswith(f"{path}:2: [slurm] allow_options: `mem time` is no option of sbatch")
+
+
 def test_a_wrong_value_of_a_variable_names_the_variable():
     with pytest.raises(SettingsInvalid, match="DSA_WORKER_CONCURRENCY"):
         load_settings((), {"DSA_WORKER_CONCURRENCY": "many"})
