@@ -360,7 +360,7 @@ _FORM = (
     "- A comment has a line of its own that begins with `#`. Behind a value it would be part of the value.",
     "- A list has one entry a line, indented, or all entries in one line with commas between them. Commands for the shell",
     "  are one a line only.",
-    "- A section with a dot in its name, such as `[slurm.options]`, is a table: its names are yours.",
+    "- A section with a dot in its name, such as `[slurm.options]`, is a table of names that you choose, or that its text names.",
 )
 
 

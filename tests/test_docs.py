@@ -65,6 +65,32 @@ def test_configuration_that_a_page_shows_is_accepted(page, tmp_path):
         assert re.findall(r"^ *[a-z_]+ = \S+ +[#(].*$", text, re.MULTILINE) == []
 
 
+def test_the_load_page_names_every_slurm_command_that_the_worker_calls():
+    package = Path(girder_worker_slurm.__file__).parent
+    called = {
+        name
+        for folder in ("cluster", "job", "doctor")
+        for path in (package / folder).rglob("*.py")
+        for name in re.findall(
+            r'[\[(]\s*"(s(?:acct|acctmgr|alloc|batch|cancel|control|diag|info|queue|run|share|stat))"',
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert {"sbatch", "squeue", "scontrol", "scancel", "sacct"} <= called
+    page = (DOCS / "reference" / "cluster-load.md").read_text(encoding="utf-8")
+    calls = page.partition("## Calls to Slurm")[2].partition("`commands_per_second` in")[0]
+    assert set(re.findall(r"^\| `(s[a-z]+)", calls, re.MULTILINE)) == called
+
+
+def test_the_load_page_has_the_defaults_of_the_settings():
+    page = (DOCS / "reference" / "cluster-load.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+)` \| `\[([a-z]+)\]` \| ([0-9.]+)", page, re.MULTILINE)
+    told = {(section, name): float(default) for name, section, default in rows}
+    defaults = {(field.section, field.name): field.default for field in setting_fields()}
+    assert told
+    assert told == {key: defaults[key] for key in told}
+
+
 def test_the_settings_page_is_the_generated_one():
     """girder-slurm settings --reference > docs/reference/settings.md"""
     assert (DOCS / "reference" / "settings.md").read_text(encoding="utf-8") == render_reference()
