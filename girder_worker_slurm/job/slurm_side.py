@@ -131,13 +131,14 @@ class SlurmSide:
         if state.cancel and state.ended is not None:
             job.record.decide(cancelled(state))
             return
+        # First, because each look at the log comes here again, and Slurm would be asked each time.
+        self._await_whole_log(job)
         verdict = verdict_of_event(state) or job.waits_in_vain or self._verdict_with_slurm(job)
         if verdict is None:
             return
         may_still_wait = job.waits_in_vain is not None or verdict.code in _MAY_STILL_WAIT
         if state.cancel:
             verdict = cancelled(state)
-        self._await_whole_log(job)
         if is_tried_again(state, verdict, self._rules.retries):
             self._begin_again(job, verdict)
         else:

@@ -32,3 +32,19 @@ def test_a_job_that_dies_without_a_word_costs_two_questions(site, word):
     site.run_to_the_end()
     assert site.state().verdict.outcome is Outcome.ERROR
     assert len(site.calls("describe")) == 2
+
+
+def test_a_log_that_is_seen_late_costs_no_question_more(site):
+    """On a caching mount it may take the whole `event_grace_seconds`, of each job that Slurm ended."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    state = site.state()
+    log = site.runs.path(state.token) / "output.log"
+    log.write_bytes(b"as far as it is seen\n and no further\n")
+    site.cluster.finish(state.slurm_job_id, exit_code=143, cause="TERM")
+    site.cluster.end(state.slurm_job_id, "TIMEOUT")
+    log.write_bytes(b"as far as it is seen\n")
+    site.run_to_the_end()
+    assert site.state().verdict.code == "timeout"
+    assert len(site.calls("describe")) == 1
