@@ -73,6 +73,7 @@ class QueueWatch:
     def run(self) -> None:
         """The thread: a listing every so often, for as long as there are jobs in Slurm."""
         failures = 0
+        took = 0.0
         while not self._do.stopping.is_set():
             pause = self._rules.poll_seconds
             self.cancel_again()
@@ -87,14 +88,16 @@ class QueueWatch:
                     logger.exception("Slurm's queue could not be read")
                 else:
                     failures = 0
-                    pause = max(pause, 10 * snapshot.seconds)
+                    took = snapshot.seconds
+                    pause = max(pause, 10 * took)
                     self._found.put(snapshot)
                     self._wake()
             self._look_now.wait(pause)
             self._look_now.clear()
             if self._in_doubt:
                 self._in_doubt = False
-                self._do.stopping.wait(_SECOND_LOOK_SECONDS)
+                # A controller that is slow to answer is not kept busy with this alone.
+                self._do.stopping.wait(max(_SECOND_LOOK_SECONDS, took))
 
     def cancel_again(self) -> None:
         """Gives the orders to cancel once more that did not reach Slurm."""

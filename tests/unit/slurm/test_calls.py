@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from girder_worker_slurm.cluster.interface import Snapshot
+from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
 from girder_worker_slurm.job.state import Outcome
 from girder_worker_slurm.testing import FakeProgram
 from tests.unit.slurm.site import Site
@@ -48,3 +52,26 @@ def test_a_log_that_is_seen_late_costs_no_question_more(site):
     site.run_to_the_end()
     assert site.state().verdict.code == "timeout"
     assert len(site.calls("describe")) == 1
+
+
+@pytest.mark.parametrize(("takes", "waits"), [(0.1, 1.0), (20.0, 20.0)])
+def test_a_second_listing_leaves_a_slow_controller_as_much_time_as_the_first_took(takes, waits):
+    """It comes before the usual pause is over, when a job is missing in the first."""
+    waited = []
+    stopping = SimpleNamespace(is_set=lambda: bool(waited), wait=waited.append)
+
+    def snapshot():
+        watch._look_soon()
+        return Snapshot((), 0.0, takes)
+
+    watch = QueueWatch(
+        SimpleNamespace(stopping=stopping, cluster=SimpleNamespace(snapshot=snapshot)),
+        QueueRules("gw-", 15.0, 5.0),
+        has_jobs_in_slurm=lambda: True,
+        knows_token=lambda _token: True,
+        later=lambda _job, _seconds: None,
+        in_pool=lambda _work: None,
+        wake=lambda: None,
+    )
+    watch.run()
+    assert waited == [waits]
