@@ -119,6 +119,10 @@ class ClusterUnreachable(Unreachable):
     """Slurm did not answer."""
 
 
+class JobsHidden(ClusterUnreachable):
+    """Slurm does not show the worker the jobs of other users, so that one which is not listed may be alive."""
+
+
 class WorkerStopping(Unreachable):
     """The worker stops; the step is taken up at the next start."""
 

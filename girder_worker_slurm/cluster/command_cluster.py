@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,13 @@ from girder_worker_singularity.command_runner import CommandNotFound, CommandTim
 from girder_worker_slurm.cluster import slurm_accounting, slurm_commands
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
 from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal
-from girder_worker_slurm.errors import ClusterUnreachable, SubmitDeferred, SubmitRejected, SubmitUnsure
+from girder_worker_slurm.errors import (
+    ClusterUnreachable,
+    JobsHidden,
+    SubmitDeferred,
+    SubmitRejected,
+    SubmitUnsure,
+)
 from girder_worker_slurm.options.partitions import parse_partitions
 
 if TYPE_CHECKING:
@@ -26,6 +33,9 @@ if TYPE_CHECKING:
 #: What sbatch may see of the worker's environment: it copies everything into the job. SLURM_*, SBATCH_* and the
 #: like of a worker that itself runs inside a job would change ours silently.
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "SLURM_CONF", "LD_LIBRARY_PATH", "KRB5CCNAME", "TZ")
+
+#: For so long it is believed that jobs of other users can be seen.
+_SIGHT_SECONDS = 600.0
 
 
 def command_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -67,6 +77,7 @@ class CommandCluster:
         self._environment = command_environment(
             os.environ if options.environment is None else options.environment
         )
+        self._sight_until = -math.inf
 
     def submit(self, submission: Submission) -> SlurmJobId:
         """See `Cluster.submit`."""
@@ -74,6 +85,11 @@ class CommandCluster:
             command = slurm_commands.sbatch_arguments(submission)
         except ValueError as error:
             raise SubmitRejected(str(error)) from error
+        if submission.unix_user:
+            try:
+                self._require_sight()
+            except JobsHidden as error:
+                raise SubmitRejected(str(error)) from error
         try:
             result = self._run(command, submission.unix_user)
         except KeyError as error:
@@ -108,7 +124,10 @@ class CommandCluster:
         users = (unix_user or self._options.user,)
         result = self._ask(slurm_commands.squeue_arguments(users, token))
         # Names of jobs are no secret: another user may have given one the same.
-        return tuple(row for row in self._rows(result) if row.token == token and row.unix_user == unix_user)
+        rows = tuple(row for row in self._rows(result) if row.token == token and row.unix_user == unix_user)
+        if unix_user and not rows:
+            self._require_sight(anew=True)
+        return rows
 
     def snapshot(self) -> Snapshot:
         """See `Cluster.snapshot`."""
@@ -124,6 +143,9 @@ class CommandCluster:
         if detail is None and not slurm_commands.is_unknown_job(result.stderr):
             msg = f"scontrol gave no clear answer for job {slurm_job_id}: {_last_lines(result)}"
             raise ClusterUnreachable(msg)
+        if detail is None and self._options.other_users():
+            # "Invalid job id" is said of jobs that may not be seen, too.
+            self._require_sight(anew=True)
         return detail
 
     def partitions(self) -> dict[str, Partition]:
@@ -155,6 +177,31 @@ class CommandCluster:
         user = unix_user or self._options.user
         for command in slurm_commands.scancel_arguments(tokens, user, kill=kill):
             self._ask(command, unknown_is_an_answer=True, unix_user=unix_user)
+
+    def _require_sight(self, *, anew: bool = False) -> None:
+        """Raises JobsHidden if this worker cannot see jobs of other users; `anew`: whatever was known before."""
+        now = self._clock.monotonic()
+        if not anew and self._sight_until > now:
+            return
+        if not self._run_as.is_root and self._is_blind():
+            msg = (
+                "Slurm shows jobs to their own user only (PrivateData=jobs), so that this worker could not follow those of"
+                f" others. Let the administrators make {self._options.user} an operator: sacctmgr modify user"
+                f" {self._options.user} set adminlevel=operator."
+            )
+            raise JobsHidden(msg)
+        self._sight_until = now + _SIGHT_SECONDS
+
+    def _is_blind(self) -> bool:
+        answer = self._ask(["scontrol", "show", "config"])
+        configuration = slurm_commands.parse_configuration(answer.stdout)
+        if not slurm_commands.hides_jobs_of_others(configuration, self._options.user):
+            return False
+        try:
+            level = self._run(slurm_commands.admin_level_arguments(self._options.user))
+        except (CommandNotFound, CommandTimeout):
+            return True
+        return level.returncode != 0 or not slurm_commands.is_operator(level.stdout)
 
     def _rows(self, result: CommandResult) -> tuple[QueueRow, ...]:
         own = self._options.user

@@ -9,7 +9,7 @@ from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobI
 from girder_worker_slurm.options.catalogue import RESERVED_OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from girder_worker_slurm.cluster.interface import Submission
 
@@ -221,6 +221,29 @@ def scancel_arguments(tokens: Sequence[str], user: str, *, kill: bool) -> list[l
     extra = ["--signal=KILL", "--full"] if kill else []
     # A name that is empty would fit all jobs of the user.
     return [["scancel", *extra, f"--user={user}", f"--name={token}"] for token in tokens if token]
+
+
+def parse_configuration(text: str) -> dict[str, str]:
+    """The lines `Name = value` of `scontrol show config`."""
+    pairs = (line.partition(" = ") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
+
+
+def hides_jobs_of_others(configuration: Mapping[str, str], user: str) -> bool:
+    """Whether Slurm shows this user nobody else's jobs, unless the accounts say more of them (`is_operator`)."""
+    hidden = configuration.get("PrivateData", "").lower().split(",")
+    return "jobs" in hidden and configuration.get("SlurmUser", "").partition("(")[0] != user
+
+
+def admin_level_arguments(user: str) -> list[str]:
+    """Asks the accounts what a user may."""
+    return ["sacctmgr", "--noheader", "--parsable2", "show", "user", user, "format=AdminLevel"]
+
+
+def is_operator(stdout: str) -> bool:
+    """Whether a user may see all, by the answer to `admin_level_arguments`."""
+    # Coordinators see the jobs of their accounts, which no one can compare with those to come.
+    return bool({line.strip() for line in stdout.splitlines()} & {"Operator", "Administrator"})
 
 
 def is_unknown_job(stderr: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import CommandError
 from girder_worker_slurm.cluster.command_cluster import command_environment
-from girder_worker_slurm.cluster.slurm_commands import option_arguments
+from girder_worker_slurm.cluster.slurm_commands import option_arguments, parse_configuration
 from girder_worker_slurm.doctor.finding import fail, ok, warn
 from girder_worker_slurm.errors import ClusterUnreachable
 from girder_worker_slurm.options.partitions import used_partitions
@@ -228,12 +228,6 @@ def check_configuration(
             f"Nothing in the configuration of {fields.get('ClusterName', 'the cluster')} is in the way.",
         )
     ]
-
-
-def parse_configuration(text: str) -> dict[str, str]:
-    """The lines `Name = value` of `scontrol show config`."""
-    pairs = (line.partition(" = ") for line in text.splitlines())
-    return {name.strip(): value.strip() for name, separator, value in pairs if separator}
 
 
 def judge_configuration(

@@ -8,12 +8,17 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.command_runner import CommandError
+from girder_worker_singularity.command_runner import CommandError, CommandNotFound
 from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.cluster.run_as import own_name, sudo_refusal, uid_of
-from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.cluster.slurm_commands import (
+    FINAL_STATES,
+    admin_level_arguments,
+    hides_jobs_of_others,
+    is_operator,
+    parse_configuration,
+)
 from girder_worker_slurm.doctor.finding import fail, ok, warn
-from girder_worker_slurm.doctor.slurm import parse_configuration
 from girder_worker_slurm.errors import SlurmWorkerError, UserRefused
 from girder_worker_slurm.users.mapping_file import read_mapping
 
@@ -78,20 +83,24 @@ def check_unix_users(site: UnixUserSite) -> Iterator[Finding]:
 
 
 def _check_privacy(site: UnixUserSite) -> Iterator[Finding]:
-    """Whether Slurm shows jobs of others at all: a job that is not listed counts as gone."""
+    """Whether Slurm shows the worker the jobs of others; without that it submits none."""
     if site.run_as.is_root:
         return
     try:
-        fields = parse_configuration(site.slurm.ask("scontrol", "show", "config").stdout)
+        configuration = parse_configuration(site.slurm.ask("scontrol", "show", "config").stdout)
+        if not hides_jobs_of_others(configuration, own_name()):
+            return
+        with contextlib.suppress(CommandNotFound):
+            if is_operator(site.slurm.ask(*admin_level_arguments(own_name())).stdout):
+                return
     except CommandError:
         return
-    if "jobs" in fields.get("PrivateData", "").split(","):
-        yield warn(
-            CHECK,
-            "Slurm shows jobs to their own user only (PrivateData=jobs), but the worker has to see those of all.",
-            f"Make {own_name()} an operator (sacctmgr modify user {own_name()} set adminlevel=operator), or coordinator of"
-            " their accounts.",
-        )
+    yield fail(
+        CHECK,
+        "Slurm shows jobs to their own user only (PrivateData=jobs), so that the worker cannot follow those of others and"
+        " submits none.",
+        f"Make {own_name()} an operator: sacctmgr modify user {own_name()} set adminlevel=operator.",
+    )
 
 
 def _check_user(site: UnixUserSite, user: str) -> Iterator[Finding]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,20 +90,6 @@ def _run(site: Site, girder: GirderSite, cli: str = "") -> str:
     return girder.run(cli or site.toy, inputFile=file, outputFile="o.txt", outputFile_folder=folder)
 
 
-def _doctor(site: Site) -> str:
-    """What the doctor says, whatever else it does not like."""
-    program = Path(sys.executable).with_name("girder-slurm")
-    env = {
-        **site.stack.user_environment(),
-        "GIRDER_WORKER_SLURM_CONFIG": str(site.worker.config),
-        **site.worker.environment,
-    }
-    command = site.stack.as_user([str(program), "doctor", "--no-probe"])
-    return subprocess.run(
-        command, env=env, cwd="/", check=False, capture_output=True, text=True, timeout=60
-    ).stdout
-
-
 def _in_slurm(site: Site, cluster: AccountingCluster, job: str) -> Mapping[str, str]:
     shown = cluster.run("scontrol", "--oneliner", "show", "job", site.worker.slurm_job_id(job))
     return dict(re.findall(r"(\w+)=(\S+)", shown))
@@ -168,7 +152,9 @@ def test_a_limit_of_a_group_holds_for_its_members(
     _start(site, cluster, readable, mapping)
     silent = student.log_at_end(_run(site, student), ERROR)
     assert "Girder does not tell the e-mail address and the groups" in silent
-    assert "GIRDER_WORKER_JOB_GC_SCOPE=core.user_info.read" in _doctor(site)
+    assert (
+        "GIRDER_WORKER_JOB_GC_SCOPE=core.user_info.read" in site.worker.attempt("doctor", "--no-probe").stdout
+    )
 
     site.worker.stop()
     jobs = {name: _run(site, user, large) for name, user in (("student", student), ("teacher", teacher))}
@@ -181,7 +167,7 @@ def test_a_limit_of_a_group_holds_for_its_members(
     student.log_at_end(small)
     teacher.log_at_end(jobs["teacher"])
     assert _in_slurm(site, cluster, jobs["teacher"])["MinMemoryNode"] == "300M"
-    assert "Girder tells e-mail addresses and groups" in _doctor(site)
+    assert "Girder tells e-mail addresses and groups" in site.worker.attempt("doctor", "--no-probe").stdout
 
 
 def test_girder_tells_e_mail_and_groups_to_a_token_with_the_scope_for_it(site: Site) -> None:
@@ -269,7 +255,7 @@ def test_a_job_that_asks_for_memory_runs_where_slurm_counts_none(
         site.worker.restart(**cluster.environment)
         log = site.girder.log_at_end(site.run_toy(folder))
         assert "Slurm counts no memory on this cluster: mem=150 is left out." in log
-        doctor = _doctor(site)
+        doctor = site.worker.attempt("doctor", "--no-probe").stdout
         assert (
             "warn  memory of the nodes: slurm.conf does not say how much the nodes of normal have" in doctor
         ), doctor

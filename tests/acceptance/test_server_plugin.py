@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from tests.acceptance.test_accounts import _doctor
 from tests.acceptance.test_options import _push
 from tests.support.girder_site import ERROR
 from tests.support.plugin_girder import girder_with_plugin, set_setting
@@ -124,7 +123,7 @@ def test_a_job_gets_what_girder_s_settings_say_and_its_user_is_known_by_a_privat
         "groups": {group["_id"]: group["name"]},
     }
     assert next(e for e in site.worker.entries_of(job) if e["event"] == "admitted")["user"] == told
-    assert "by its plugin worker_slurm" in _doctor(site)
+    assert "by its plugin worker_slurm" in site.worker.attempt("doctor", "--no-probe").stdout
 
     # The job's own token belongs to no user, and is answered; the administrator is in no group.
     token = girder.call("GET", f"job/{job}")["jobInfoSpec"]["headers"]["Girder-Token"]

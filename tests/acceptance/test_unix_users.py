@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandO
 from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.cluster.run_as import RunAs
 from girder_worker_slurm.cluster.runs_of_users import RunsOfUsers
+from tests.support.accounting_cluster import AccountingCluster
 from tests.support.girder_site import CANCELED, ERROR, wait_until
 from tests.support.run_files_suite import *  # noqa: F403 - the suite, here between real users
 from tests.support.run_files_suite import NO_CHECK, Lab
@@ -78,9 +80,9 @@ class Crew:
     def __init__(self, site: Site, users: UnixUsers) -> None:
         self.site = site
         self.users = users
-        self.people = {
-            name: site.girder.new_user(f"{name}{users.base.name[-6:].lower()}") for name in _PEOPLE
-        }
+        # A login has no underscore, which the names of temporary directories may have.
+        suffix = uuid.uuid4().hex[:6]
+        self.people = {name: site.girder.new_user(f"{name}{suffix}") for name in _PEOPLE}
         mapping = users.base / "users.yaml"
         names = {name: person.name for name, person in self.people.items()}
         mapping.write_text(_MAPPING.format(users=users, **names), encoding="utf-8")
@@ -264,6 +266,38 @@ def test_jobs_of_several_users_go_on_after_a_crash_of_the_worker(crew: Crew) -> 
         assert crew.people[name].files(folders[name])["out.txt"] == f"text=<x>\ninput={name}'s\n".encode()
     # The programs of the worker that died end by themselves.
     wait_until("two programs are left for each user", lambda: _programs(crew.users) <= 4)
+
+
+@pytest.mark.fault("Slurm hides the jobs of others (PrivateData)", phases=("running",))
+def test_what_slurm_hides_from_the_worker_is_not_submitted_and_not_taken_for_gone(crew: Crew) -> None:
+    stack, ada = crew.site.stack, crew.people["ada"]
+    with AccountingCluster(stack, more=("PrivateData=jobs",)) as cluster:
+        cluster.sacctmgr("add", "account", "all", "cluster=valhalla")
+        for user in (stack.user, crew.users.ada):
+            cluster.sacctmgr("add", "user", f"names={user}", "account=all", "cluster=valhalla")
+        crew.worker.restart(crew.worker.extra_config, **cluster.environment)
+        try:
+            folder = ada.new_folder()
+            refused = ada.log_at_end(crew.run("ada", folder), ERROR)
+            assert f"make {stack.user} an operator" in refused
+            assert not cluster.run("squeue", "--noheader", "--states=all", user=False).strip()
+            assert (
+                "FAIL  Unix users: Slurm shows jobs to their own user only"
+                in crew.worker.attempt("doctor", "--no-probe").stdout
+            )
+
+            cluster.sacctmgr("modify", "user", stack.user, "set", "adminlevel=Operator")
+            job = crew.run("ada", folder, sleep=20, text="x")
+            wait_until("it runs", lambda: "second 1" in ada.log(job), seconds=60)
+            cluster.sacctmgr("modify", "user", stack.user, "set", "adminlevel=None")
+            crew.worker.kill()
+            crew.worker.start()
+            log = ada.log_at_end(job)
+            assert (log.count("toy starts"), log.count("toy ends")) == (1, 1), log
+            assert ada.files(folder)["out.txt"] == b"text=<x>\ninput=ada's\n"
+        finally:
+            crew.worker.stop()
+            crew.worker.environment = {}
 
 
 def test_who_may_not_be_run_as_is_refused_before_inputs_are_fetched(crew: Crew) -> None:

@@ -88,6 +88,8 @@ class AccountingCluster:
     stack: Stack
     #: Without it slurm.conf has no word about the nodes' memory.
     counts_memory: bool = True
+    #: More lines for slurm.conf.
+    more: Sequence[str] = ()
     base: Path = Path()
     _slurmdbd_port: int = 0
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -168,7 +170,8 @@ class AccountingCluster:
         for name in ("state", "db"):
             (self.base / name).mkdir(mode=0o700)
             shutil.chown(self.base / name, service_user)
-        self.conf.write_text(_SLURM_CONF.format(**words), encoding="utf-8")
+        lines = "".join(f"{line}\n" for line in self.more)
+        self.conf.write_text(_SLURM_CONF.format(**words) + lines, encoding="utf-8")
         (self.base / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n", encoding="ascii")
         dbd_conf = self.base / "slurmdbd.conf"
         dbd_conf.touch(mode=0o600)

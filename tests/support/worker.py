@@ -141,7 +141,7 @@ class Worker:
         env = self.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(self.config)}
         return subprocess.run(
             self.stack.as_user([str(program), *arguments]),
-            env=env | environment, cwd="/", check=False, capture_output=True, text=True, timeout=120,
+            env=env | self.environment | environment, cwd="/", check=False, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
     def threads(self) -> int:

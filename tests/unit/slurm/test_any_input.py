@@ -23,12 +23,12 @@ from girder_worker_slurm.cluster.slurm_commands import (
     is_queue_full,
     is_submit_limit,
     is_unsure,
+    parse_configuration,
     parse_sbatch,
     parse_scontrol,
     parse_squeue,
 )
 from girder_worker_slurm.doctor.probe_verdict import parse_report
-from girder_worker_slurm.doctor.slurm import parse_configuration
 from girder_worker_slurm.errors import MessageUndecodable, SettingsInvalid
 from girder_worker_slurm.girder.datalist import has_flag, is_datalist_request
 from girder_worker_slurm.girder.output_text import read_output

@@ -17,7 +17,7 @@ from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal, uid_of
 from girder_worker_slurm.cluster.runs_of_users import RunsOfUsers
 from girder_worker_slurm.cluster.user_run_files import UserRunFiles, UserUnreachable
-from girder_worker_slurm.errors import ClusterUnreachable, SubmitRejected, UserRefused
+from girder_worker_slurm.errors import ClusterUnreachable, JobsHidden, SubmitRejected, UserRefused
 from girder_worker_slurm.users.unix_users import UnixUserRules
 
 #: On every machine.
@@ -86,22 +86,32 @@ def test_a_refusal_of_sudo_is_told_from_the_programs_own_words():
     assert sudo_refusal("sbatch: error: sudo: is not an account") == ""
 
 
-def cluster(answers, **how):
+OPEN = "PrivateData = none\nSlurmUser = slurm(64030)\n"
+HIDDEN = "PrivateData             = accounts,jobs,usage\n"
+
+
+def cluster(answers, *, root=False, **how):
     clock = FakeClock()
     runner = FakeCommandRunner(answers)
     options = CommandOptions(user="worker", environment={"PATH": "/nowhere"}, **how)
-    made = CommandCluster(runner, clock, CallBudget(1000.0, clock), options, RunAs(is_root=False))
+    made = CommandCluster(runner, clock, CallBudget(1000.0, clock), options, RunAs(is_root=root))
     return made, runner.calls
 
 
 def test_jobs_are_submitted_and_cancelled_as_their_user_and_listed_for_all():
-    sudo = {"sudo": FakeAnswer(stdout="77\n"), "squeue": FakeAnswer(stdout=""), "scancel": FakeAnswer()}
+    sudo = {
+        "sudo": FakeAnswer(stdout="77\n"),
+        "squeue": FakeAnswer(stdout=""),
+        "scancel": FakeAnswer(),
+        "scontrol": FakeAnswer(stdout=OPEN),
+    }
     made, calls = cluster(sudo, other_users=lambda: (OTHER, "worker"))
     made.submit(Submission("gw-1", Path("/r/job.slurm"), Path("/r/slurm.out"), unix_user=OTHER))
     made.cancel(["gw-1"], unix_user=OTHER)
     made.snapshot()
     made.cancel(["gw-2"])
-    submitted, cancelled, listed, own = (list(call.argv) for call in calls)
+    looked, submitted, cancelled, listed, own = (list(call.argv) for call in calls)
+    assert looked == ["scontrol", "show", "config"]
     assert submitted[:5] == ["sudo", "-n", "-H", "-u", OTHER]
     assert "sbatch" in submitted
     assert cancelled[:5] == submitted[:5]
@@ -121,7 +131,8 @@ def test_a_job_that_another_user_gave_the_same_name_is_not_ours():
 
 
 def test_what_sudo_refuses_is_no_refusal_of_slurm():
-    made, _ = cluster({"sudo": FakeAnswer(1, stderr="sudo: a password is required")})
+    refusing = FakeAnswer(1, stderr="sudo: a password is required")
+    made, _ = cluster({"sudo": refusing, "scontrol": FakeAnswer(stdout=OPEN)})
     with pytest.raises(SubmitRejected, match=f"may not submit jobs of {OTHER}: sudo"):
         made.submit(Submission("gw-1", Path("/r"), Path("/o"), unix_user=OTHER))
     with pytest.raises(ClusterUnreachable):
@@ -129,13 +140,86 @@ def test_what_sudo_refuses_is_no_refusal_of_slurm():
 
 
 def test_a_user_who_is_gone_is_named():
-    made, calls = cluster({})
+    made, calls = cluster({"scontrol": FakeAnswer(stdout=OPEN)})
     with pytest.raises(SubmitRejected, match="no Unix user nosuchuser"):
         made.submit(Submission("gw-1", Path("/r"), Path("/o"), unix_user="nosuchuser"))
     with pytest.raises(ClusterUnreachable, match="no Unix user nosuchuser"):
         made.cancel(["gw-1"], unix_user="nosuchuser")
-    assert calls == []
+    assert [call.argv[0] for call in calls] == ["scontrol"]
     assert uid_of("nosuchuser") is None
+
+
+OF_ANOTHER = Submission("gw-1", Path("/r/job.slurm"), Path("/r/slurm.out"), unix_user=OTHER)
+UNKNOWN_JOB = FakeAnswer(1, stderr="slurm_load_jobs error: Invalid job id specified\n")
+
+
+def private(level, configurations=(HIDDEN,), *, root=False):
+    """Slurm that may show jobs to their own user only; what the accounts say the worker's user is.
+
+    The last of the configurations holds for all later questions.
+    """
+    left = list(configurations)
+
+    def scontrol(call):
+        if "job" in call.argv:
+            return UNKNOWN_JOB
+        return FakeAnswer(stdout=left.pop(0) if len(left) > 1 else left[0])
+
+    answers = {"squeue": FakeAnswer(), "scontrol": scontrol}
+    answers |= dict.fromkeys(("sudo", "/usr/bin/setpriv", "setpriv"), FakeAnswer(stdout="77\n"))
+    if level is not None:
+        answers["sacctmgr"] = level
+    return cluster(answers, root=root, other_users=lambda: (OTHER,))
+
+
+@pytest.mark.parametrize(
+    "level", [None, FakeAnswer(stdout="None\n"), FakeAnswer(1, stderr="sacctmgr: error: no accounts")]
+)
+def test_jobs_that_the_worker_could_not_see_are_not_submitted(level):
+    made, calls = private(level)
+    with pytest.raises(SubmitRejected, match="make worker an operator"):
+        made.submit(OF_ANOTHER)
+    assert "sudo" not in [call.argv[0] for call in calls]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"level": FakeAnswer(stdout="Operator\n")},
+        {"level": FakeAnswer(stdout="Administrator\n")},
+        {"level": None, "configurations": (HIDDEN + "SlurmUser = worker(1000)\n",)},
+        {"level": None, "configurations": (OPEN,)},
+    ],
+)
+def test_who_sees_all_jobs_is_asked_once_in_ten_minutes(how):
+    made, calls = private(**how)
+    for _ in range(3):
+        made.submit(OF_ANOTHER)
+    assert [call.argv[0] for call in calls].count("scontrol") == 1
+
+
+def test_root_sees_all_jobs():
+    made, calls = private(None, root=True)
+    made.submit(OF_ANOTHER)
+    assert made.describe("77") is None
+    assert ("scontrol", "show", "config") not in [call.argv for call in calls]
+
+
+def test_a_job_that_may_only_be_hidden_is_not_gone():
+    made, _ = private(FakeAnswer(stdout="None\n"))
+    with pytest.raises(JobsHidden):
+        made.describe("77")
+    with pytest.raises(JobsHidden):
+        made.find("gw-1", OTHER)
+    assert made.find("gw-1") == ()
+    # What was seen before does not count when a job seems to be gone.
+    made, _ = private(None, (OPEN, HIDDEN))
+    made.submit(OF_ANOTHER)
+    with pytest.raises(JobsHidden):
+        made.describe("77")
+    operator, _ = private(FakeAnswer(stdout="Operator\n"))
+    assert operator.describe("77") is None
+    assert operator.find("gw-1", OTHER) == ()
 
 
 def runs_through(tmp_path, line, *, uid=None, clock=None):
