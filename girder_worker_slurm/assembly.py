@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ from girder_worker_slurm.options.layers import option_name
 from girder_worker_slurm.options.limits import parse_limits
 from girder_worker_slurm.options.requests import OptionRules, parse_allowed, parse_profile
 from girder_worker_slurm.options.shapes import plain_options
+from girder_worker_slurm.records.cancel_request import cancel_news
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 from girder_worker_slurm.users.mapping_file import read_mapping
@@ -276,6 +278,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         admitted_classes=admitted,
         is_revoked=_is_revoked,
         keep_unhandled=root.keep_unhandled,
+        cancel_news=partial(cancel_news, root.records),
         partitions=PartitionList(cluster.partitions, clock),
         girder_settings=plugin.settings,
         job_ended=accounting.job_ended if accounting is not None else _ignore,

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services
 
-_REQUESTS_PER_LOOK = 100
+_REQUESTS_PER_LOOK = 500
+#: Without news all jobs are looked at as often: a file system may keep news back.
+_LOOK_ANYWAY_SECONDS = 60.0
 
 
 class CancelWatch:
@@ -35,6 +37,8 @@ class CancelWatch:
         self._images = images
         self._safely = safely
         self._later = later
+        self._news = ""
+        self._look_anyway_at = 0.0
         self._unasked: list[str] = []
 
     def look(self) -> None:
@@ -50,14 +54,22 @@ class CancelWatch:
             self._safely(job, partial(self._see_cancel, job, "in Girder"))
 
     def _look_for_requests(self) -> None:
-        """Honours what `girder-slurm cancel` left, looking at some of the jobs each time."""
+        """Honours what `girder-slurm cancel` left: looks when there is news of it, and at jobs that are new here."""
         if not self._unasked:
-            self._unasked = list(self._jobs)
+            news, now = self._do.cancel_news(), self._do.clock.monotonic()
+            # Noted before the jobs are looked at: what comes meanwhile is news again.
+            if news != self._news or now >= self._look_anyway_at:
+                self._news, self._look_anyway_at = news, now + _LOOK_ANYWAY_SECONDS
+                self._unasked = list(self._jobs)
+            else:
+                self._unasked = [
+                    task_id for task_id, job in self._jobs.items() if not job.is_asked_for_cancel
+                ]
         some, self._unasked = self._unasked[:_REQUESTS_PER_LOOK], self._unasked[_REQUESTS_PER_LOOK:]
-        for task_id in some:
-            job = self._jobs.get(task_id)
-            why = cancel_request(job.record.path) if job is not None and not job.cancel_seen else ""
-            if job is not None and why:
+        for job in (self._jobs[task_id] for task_id in some if task_id in self._jobs):
+            job.is_asked_for_cancel = True
+            why = "" if job.cancel_seen else cancel_request(job.record.path)
+            if why:
                 self._safely(job, partial(self._see_cancel, job, why))
 
     def _see_cancel(self, job: LiveJob, why: str) -> None:

@@ -37,6 +37,7 @@ class LiveJob:
         "image_phase",
         "image_phase_shown",
         "inbox",
+        "is_asked_for_cancel",
         "is_busy",
         "is_parked",
         "last_flush",
@@ -65,6 +66,8 @@ class LiveJob:
         self.failures = 0
         #: Why the job was cancelled in Girder, as soon as anyone noticed; recorded at the next step.
         self.cancel_seen = ""
+        #: Whether a wish of the command line was looked for since this worker has the job.
+        self.is_asked_for_cancel = False
         self.cancel_sent_at = 0.0
         self.cancel_begun_at = 0.0
         #: The attempt whose events are listened for.

@@ -130,6 +130,8 @@ class Services:
     keep_unhandled: Callable[[Mapping[str, Any], str], object]
     #: The classes that a message may become objects of.
     admitted_classes: frozenset[str] = STOCK_CLASSES
+    #: Another word after each wish that `girder-slurm cancel` leaves.
+    cancel_news: Callable[[], str] = str
     #: The tokens of all jobs that any worker on this root carries.
     live_tokens: Callable[[], set[str]] = set
     #: The cluster's partitions; raises ClusterUnreachable. Empty where they are not known.

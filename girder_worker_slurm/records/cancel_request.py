@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.records.record import write_durably
@@ -14,15 +15,30 @@ if TYPE_CHECKING:
 
 #: In the record directory, beside ``state.jsonl``.
 FILE_NAME = "cancel-requested"
+#: In the directory of all records. It changes with each wish, so that a worker of thousands of jobs looks at one file.
+_NEWS = ".cancels"
 
 
 def request_cancel(record: Path, *, who: str, at: str) -> None:
     """Leaves the wish; raises OSError when the record is gone or belongs to somebody else."""
-    path = record / FILE_NAME
-    write_durably(path, json.dumps({"who": who, "at": at}) + "\n")
+    owner = record.stat()
+    _write(record / FILE_NAME, json.dumps({"who": who, "at": at}) + "\n", owner)
+    # Afterwards: who sees the news finds the wish.
+    _write(record.parent / _NEWS, f"{uuid.uuid4().hex}\n", owner)
+
+
+def cancel_news(records: Path) -> str:
+    """A word that is another one after each wish, whichever job it is about; empty where it cannot be read."""
+    try:
+        return (records / _NEWS).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _write(path: Path, text: str, owner: os.stat_result) -> None:
+    write_durably(path, text)
     if os.geteuid() == 0:
-        # Left by root in the record of the worker's user, who must be able to read it.
-        owner = record.stat()
+        # Left by root among the files of the worker's user, who must be able to read it.
         with contextlib.suppress(OSError):
             os.chown(path, owner.st_uid, owner.st_gid)
 

@@ -30,6 +30,7 @@ from girder_worker_slurm.job.services import Services, StoryRules
 from girder_worker_slurm.job.state import GirderUser
 from girder_worker_slurm.job.submit_turns import SubmitRules
 from girder_worker_slurm.job.supervisor import Supervisor, SupervisorRules
+from girder_worker_slurm.records.cancel_request import cancel_news
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeCluster
@@ -313,6 +314,7 @@ class Site:
             girder_settings=self.girder.settings_of,
             results=self.results,
             is_revoked=lambda task_id: task_id in self.revoked,
+            cancel_news=lambda: cancel_news(self.root.records),
             keep_unhandled=lambda _message, why: self.unhandled.append(why),
         )
         story_rules = StoryRules(
