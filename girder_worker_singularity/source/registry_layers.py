@@ -6,6 +6,7 @@ Only for the eye of who waits: whatever goes wrong here, the answer is "not know
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from girder_worker_singularity.source.credentials import Credentials
     from girder_worker_singularity.source.proxies import Proxies
 
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 2
 _LARGEST_MANIFEST_BYTES = 4 * 1024 * 1024
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -38,19 +42,26 @@ def registry_layers(
     """
     import requests  # noqa: PLC0415 - slow to load; the command line and the settings do without
 
-    try:
-        with RegistryConnection(
-            reference,
-            plain_http_registries=plain_http_registries,
-            credentials=credentials,
-            proxies=proxies,
-            session=session,
-        ) as registry:
-            manifest = _manifest(registry, reference.digest or reference.tag or "latest")
-            chosen = _digest_for_here(manifest)
-            return sizes_in(_manifest(registry, chosen) if chosen is not None else manifest)
-    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    for attempt in range(_ATTEMPTS):
+        try:
+            with RegistryConnection(
+                reference,
+                plain_http_registries=plain_http_registries,
+                credentials=credentials,
+                proxies=proxies,
+                session=session,
+            ) as registry:
+                manifest = _manifest(registry, reference.digest or reference.tag or "latest")
+                chosen = _digest_for_here(manifest)
+                return sizes_in(_manifest(registry, chosen) if chosen is not None else manifest)
+        except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.info("The size of %s is not known: %s", reference, type(error).__name__)
+            # An answer that makes no sense makes none the second time.
+            if attempt + 1 == _ATTEMPTS or not isinstance(
+                error, (requests.ConnectionError, requests.Timeout)
+            ):
+                return None
+    return None
 
 
 def sizes_in(manifest: Mapping[str, Any]) -> dict[str, int]:

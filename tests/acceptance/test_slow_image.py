@@ -35,7 +35,7 @@ esac
 
 @pytest.fixture
 def slow_registry(site: Site) -> Iterator[str]:
-    with SlowLink(f"http://{site.stack['DEVSTACK_REGISTRY']}", bytes_per_second=3e6) as link:
+    with SlowLink(f"http://{site.stack['DEVSTACK_REGISTRY']}", bytes_per_second=2e6) as link:
         registry = f"127.0.0.1:{link.port}"
         site.worker.restart(f"[singularity]\nplain_http_registries = {registry}\n")
         yield registry

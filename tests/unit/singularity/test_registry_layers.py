@@ -80,3 +80,15 @@ def test_an_account_is_given_to_who_asks_for_one():
 )
 def test_whatever_goes_wrong_the_sizes_are_just_not_known(outcome):
     assert ask(lambda _: outcome)[0] is None
+
+
+def test_a_connection_that_fails_once_is_tried_again():
+    outcomes = [requests.ConnectionError("reset"), (200, {}, MANIFEST)]
+
+    def answer(_request):
+        return outcomes.pop(0)
+
+    assert ask(answer)[0] == SIZES
+    outcomes[:] = [(404, {}), (200, {}, MANIFEST)]
+    assert ask(answer)[0] is None
+    assert len(outcomes) == 1
