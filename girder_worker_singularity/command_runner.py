@@ -33,6 +33,8 @@ _GRACE_SECONDS = 5.0  # between TERM and KILL
 _LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
 _TICK_SECONDS = 0.2
 _PIPE_BYTES = 1024 * 1024
+#: Of these starting a program may fail now and work in a moment.
+_PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -62,6 +64,10 @@ class CommandNotFound(CommandError):
 
     def __str__(self) -> str:
         return f"The program {self.program!r} is not on the PATH, or is not executable."
+
+
+class CommandNotStarted(CommandError):
+    """No program can be started at the moment: there are as many processes or open files as there may be, or no memory."""
 
 
 class CommandTimeout(CommandError):
@@ -219,7 +225,9 @@ class LocalCommandRunner:
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise CommandNotFound(argv[0]) from error
         except OSError as error:
-            raise CommandError(f"Cannot run {argv[0]!r}: {error.strerror}.") from error
+            passes = error.errno in _PASSING
+            kind = CommandNotStarted if passes else CommandError
+            raise kind(f"Cannot run {argv[0]!r}: {error.strerror}.") from error
         try:
             yield process
         except BaseException:

@@ -7,7 +7,12 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.command_runner import CommandNotFound, CommandTimeout
+from girder_worker_singularity.command_runner import (
+    CommandError,
+    CommandNotFound,
+    CommandNotStarted,
+    CommandTimeout,
+)
 from girder_worker_slurm.cluster import slurm_accounting, slurm_commands
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
 from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal
@@ -36,6 +41,10 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "SLURM_CONF", "LD_LIBR
 
 #: For so long it is believed that jobs of other users can be seen.
 _SIGHT_SECONDS = 600.0
+#: So many names are cancelled one by one.
+_FEW = 4
+#: Ids are a controller's to give out again when it has crashed: an order by ids must not wait for the next one.
+_ID_SECONDS = 20.0
 
 
 def command_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -103,6 +112,8 @@ class CommandCluster:
         except CommandNotFound as error:
             msg = f"`{error.program}` is not on this machine; set `commands_dir` in [slurm]."
             raise ClusterUnreachable(msg) from error
+        except CommandNotStarted as error:
+            raise ClusterUnreachable(str(error)) from error
         job_id = slurm_commands.parse_sbatch(result.stdout)
         if result.returncode == 0 and job_id is not None:
             return job_id
@@ -165,6 +176,8 @@ class CommandCluster:
         except CommandTimeout as error:
             msg = f"sacct did not answer within {self._options.timeout_seconds:.0f} s."
             raise ClusterUnreachable(msg) from error
+        except CommandError as error:
+            raise ClusterUnreachable(str(error)) from error
         if result.returncode != 0:
             if slurm_accounting.is_absent(result.stderr):
                 return None
@@ -175,8 +188,27 @@ class CommandCluster:
     def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """See `Cluster.cancel`."""
         user = unix_user or self._options.user
-        for command in slurm_commands.scancel_arguments(tokens, user, kill=kill):
-            self._ask(command, unknown_is_an_answer=True, unix_user=unix_user)
+        if len(tokens) <= _FEW:
+            for command in slurm_commands.scancel_arguments(tokens, user, kill=kill):
+                self._ask(command, unknown_is_an_answer=True, unix_user=unix_user)
+            return
+        # scancel has the controller list the jobs of all users for each name; one listing of ours has the ids of all.
+        rows = self._rows(self._ask(slurm_commands.squeue_arguments((user,))))
+        wanted = frozenset(tokens)
+        ids = [
+            row.slurm_job_id
+            for row in rows
+            if row.token in wanted
+            and row.unix_user == unix_user
+            and row.state not in slurm_commands.FINAL_STATES
+        ]
+        for command in slurm_commands.scancel_id_arguments(ids, kill=kill):
+            self._ask(
+                command,
+                unknown_is_an_answer=True,
+                unix_user=unix_user,
+                timeout_seconds=min(_ID_SECONDS, self._options.timeout_seconds),
+            )
 
     def _require_sight(self, *, anew: bool = False) -> None:
         """Raises JobsHidden if this worker cannot see jobs of other users; `anew`: whatever was known before."""
@@ -209,31 +241,42 @@ class CommandCluster:
         return tuple(replace(row, unix_user="") if row.unix_user == own else row for row in rows)
 
     def _ask(
-        self, command: Sequence[str], *, unknown_is_an_answer: bool = False, unix_user: str = ""
+        self,
+        command: Sequence[str],
+        *,
+        unknown_is_an_answer: bool = False,
+        unix_user: str = "",
+        timeout_seconds: float | None = None,
     ) -> CommandResult:
+        timeout_seconds = timeout_seconds or self._options.timeout_seconds
         try:
-            result = self._run(command, unix_user)
+            result = self._run(command, unix_user, timeout_seconds)
         except KeyError as error:
             msg = f"There is no Unix user {unix_user} on the worker's machine (any more)."
             raise ClusterUnreachable(msg) from error
         except CommandTimeout as error:
-            msg = f"{command[0]} did not answer within {self._options.timeout_seconds:.0f} s."
+            msg = f"{command[0]} did not answer within {timeout_seconds:.0f} s."
             raise ClusterUnreachable(msg) from error
         except CommandNotFound as error:
             msg = f"`{error.program}` is not on this machine; set `commands_dir` in [slurm]."
             raise ClusterUnreachable(msg) from error
+        except CommandError as error:
+            raise ClusterUnreachable(str(error)) from error
         if result.truncated:
             msg = f"The answer of {command[0]} is too long to be read as a whole."
             raise ClusterUnreachable(msg)
         if result.returncode != 0 and not (
             unknown_is_an_answer and slurm_commands.is_unknown_job(result.stderr)
         ):
-            self._budget.failed()
+            if slurm_commands.is_unsure(result.stderr):  # a refusal says nothing about Slurm's load
+                self._budget.failed()
             msg = f"{command[0]} failed: {_last_lines(result)}"
             raise ClusterUnreachable(msg)
         return result
 
-    def _run(self, command: Sequence[str], unix_user: str = "") -> CommandResult:
+    def _run(
+        self, command: Sequence[str], unix_user: str = "", timeout_seconds: float | None = None
+    ) -> CommandResult:
         argv, environment = list(command), self._environment
         if self._options.commands_dir is not None:
             argv[0] = str(self._options.commands_dir / argv[0])
@@ -241,7 +284,9 @@ class CommandCluster:
             argv, environment = self._run_as.command(unix_user, argv, environment)
         self._budget.take()
         try:
-            result = self._runner.run(argv, timeout_seconds=self._options.timeout_seconds, env=environment)
+            result = self._runner.run(
+                argv, timeout_seconds=timeout_seconds or self._options.timeout_seconds, env=environment
+            )
         except CommandTimeout:
             self._budget.failed()
             raise

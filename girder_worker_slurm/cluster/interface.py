@@ -103,7 +103,8 @@ class Cluster(Protocol):
     def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """Asks Slurm to end all jobs of one user with these names; with `kill` by SIGKILL. A job that is gone is no error.
 
-        By name and never by id: a controller that crashed gives ids out again (seen with Slurm 22.05).
+        By name: a controller that crashed gives ids out again (seen with Slurm 22.05). Of many names at once the ids are asked
+        for first, and ordered by at once.
 
         Raises ClusterUnreachable. The end itself shows in the job's event or in the next snapshot.
         """

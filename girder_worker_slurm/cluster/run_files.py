@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+#: Of an event's fields: its secret, its kind, and the names of `Record.append`'s own arguments.
+_NOT_KEPT = frozenset({"nonce", "kind", "event", "durable", "self"})
+
 
 @dataclass(frozen=True)
 class JobEvent:
@@ -25,6 +28,11 @@ class JobEvent:
     slurm_job_id: str
     nonce: str
     fields: Mapping[str, Any]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a record keeps of it: nothing that an entry of a record has in a sense of its own, whatever the file says."""
+        return {name: value for name, value in self.fields.items() if name not in _NOT_KEPT}
 
 
 class RunFiles(Protocol):

@@ -58,6 +58,8 @@ LIVE_STATES = frozenset(
     }
 )
 
+_IDS_AT_ONCE = 200
+
 _PARSABLE = re.compile(r"^([0-9]+)(?:;\S+)?$")
 _JOB_ID = re.compile(r"[0-9]+\Z")
 #: What int() takes without question: `str.isdigit` is true of "²" as well.
@@ -72,7 +74,8 @@ _AFTER_FULL_QUEUE = "Resource temporarily unavailable"
 _UNSURE = re.compile(
     r"Socket timed out|Unable to contact slurm controller|Connection (refused|reset|timed out)|Zero Bytes"
     r"|authentication error|Munge|credential|standby mode|I/O error writing script|Resource temporarily unavailable"
-    r"|Transport endpoint|Unexpected message received|Slurm controller not responding|communication",
+    r"|Transport endpoint|Unexpected message received|Slurm controller not responding|communication"
+    r"|Message (send|receive) failure|Insane message length|Header lengths",
     re.IGNORECASE,
 )
 
@@ -244,6 +247,15 @@ def is_operator(stdout: str) -> bool:
     """Whether a user may see all, by the answer to `admin_level_arguments`."""
     # Coordinators see the jobs of their accounts, which no one can compare with those to come.
     return bool({line.strip() for line in stdout.splitlines()} & {"Operator", "Administrator"})
+
+
+def scancel_id_arguments(slurm_job_ids: Sequence[SlurmJobId], *, kill: bool) -> list[list[str]]:
+    """The scancel commands for these jobs, some hundred in each. Without a filter none of them lists the queue."""
+    extra = ["--signal=KILL", "--full"] if kill else []
+    return [
+        ["scancel", *extra, *slurm_job_ids[start : start + _IDS_AT_ONCE]]
+        for start in range(0, len(slurm_job_ids), _IDS_AT_ONCE)
+    ]
 
 
 def is_unknown_job(stderr: str) -> bool:

@@ -84,6 +84,8 @@ class Accounting:
 
     def look(self) -> None:
         """Asks about the jobs that wait for it, with one command, and writes down and shows what it learns."""
+        if not self.is_due():  # asked for more than once while no thread was free
+            return
         now = self._clock.monotonic()
         with self._lock:
             self._next_at = now + _EVERY_SECONDS

@@ -132,7 +132,7 @@ class JobEvents:
                 event.slurm_job_id,
             )
             return
-        fields = {key: value for key, value in event.fields.items() if key not in ("nonce", "kind")}
+        fields = event.entry
         if event.kind == "started" and state.started is None:
             job.record.append("started", **fields)
             job.next_status_check = 0.0

@@ -108,8 +108,8 @@ class Preparation:
         )
         sif = job.sif or self._sif_at_hand(task)
         if sif is None or not take(sif.path, self._do.clock):
+            job.sif = None
             raise Parked(task.image, task.pull_policy)
-        job.sif = None
         runs = self._do.runs_of(state)
         run = runs.path(state.token)
         asked = job_request(
@@ -171,6 +171,8 @@ class Preparation:
         write_durably(job.record.path / OPTIONS_FILE, json.dumps(origins_as_json(chosen.options)), sync=False)
         # Those of the site as well: its configuration may change before the job is submitted.
         job.record.append("rendered", sif=str(sif.path), options=options)
+        # Not before: a step that is tried again must not ask the registry each time.
+        job.sif = None
 
     def _girder_settings(self, state: JobState) -> Mapping[str, object]:
         """What an administrator of Girder wants of Slurm; nothing for what does not go there."""

@@ -76,22 +76,21 @@ class QueueWatch:
         took = 0.0
         while not self._do.stopping.is_set():
             pause = self._rules.poll_seconds
-            self.cancel_again()
-            if self._has_jobs_in_slurm():
-                try:
+            try:
+                self.cancel_again()
+                if self._has_jobs_in_slurm():
                     snapshot = self._do.cluster.snapshot()
-                except Unreachable as error:
-                    failures += 1
-                    pause = min(_LONGEST_PAUSE_SECONDS, pause * 2 ** min(failures, 4))
-                    logger.warning("Slurm's queue could not be listed (%s); again in %.0f s", error, pause)
-                except Exception:
-                    logger.exception("Slurm's queue could not be read")
-                else:
                     failures = 0
                     took = snapshot.seconds
                     pause = max(pause, 10 * took)
                     self._found.put(snapshot)
                     self._wake()
+            except Unreachable as error:
+                failures += 1
+                pause = min(_LONGEST_PAUSE_SECONDS, pause * 2 ** min(failures, 4))
+                logger.warning("Slurm's queue could not be listed (%s); again in %.0f s", error, pause)
+            except Exception:
+                logger.exception("Slurm's queue could not be read")
             self._look_now.wait(pause)
             self._look_now.clear()
             if self._in_doubt:
@@ -187,7 +186,7 @@ class QueueWatch:
         """In a pool thread: an order that does not reach Slurm is given again with the next listing."""
         try:
             self._do.cluster.cancel(tokens, unix_user=unix_user)
-        except Unreachable as error:
+        except (Unreachable, OSError) as error:
             logger.warning("%s", error)
             self._uncancelled.put((tokens, unix_user))
 

@@ -34,6 +34,7 @@ from girder_worker_slurm.errors import (
     MessageUndecodable,
     NotSupported,
     OutputRefused,
+    OwnershipLost,
 )
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.ingest import ingest_images
@@ -43,13 +44,13 @@ from girder_worker_slurm.girder.token_life import TOKEN_SECONDS
 from girder_worker_slurm.job.girder_side import GirderSide
 from girder_worker_slurm.job.preparation import Preparation
 from girder_worker_slurm.job.services import DIRECT, Later
-from girder_worker_slurm.job.slurm_side import CANCEL_AGAIN_SECONDS, SlurmSide
+from girder_worker_slurm.job.slurm_side import SlurmSide, seconds_to_next_cancel
 from girder_worker_slurm.job.state import DELETED, GirderJob, Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import final_outcome
 from girder_worker_slurm.records.record import directory_name, write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from girder_worker_singularity.errors import ContainerError
     from girder_worker_slurm.celery_worker.message import DecodedTask
@@ -77,7 +78,7 @@ _STAGE = Step("stage", "stage")
 _RENDER = Step("render", "submit")
 _SUBMIT = Step("submit", "submit")
 _RESOLVE = Step("resolve", "submit")
-_CANCEL = Step("cancel", "submit")
+CANCEL = Step("cancel", "submit")
 _JUDGE = Step("judge", "girder")
 _DELIVER = Step("deliver", "deliver")
 _REPORT = Step("report", "girder")
@@ -111,7 +112,7 @@ class JobStory:
         if state.phase is Phase.SUBMITTED:
             return self._while_in_slurm(job)
         if state.cancel:
-            return _CANCEL
+            return CANCEL
         if state.phase is Phase.ACCEPTED:
             return _ADMIT
         if state.phase is Phase.ADMITTED:
@@ -128,8 +129,10 @@ class JobStory:
         if job.missing >= 2 or (state.cluster == DIRECT and now >= job.due_at):
             return _JUDGE
         wants_cancel = bool(state.cancel or job.cancel_seen)
-        if wants_cancel and (not job.cancel_sent_at or now - job.cancel_sent_at >= CANCEL_AGAIN_SECONDS):
-            return _CANCEL
+        if wants_cancel and (
+            not job.cancel_sent_at or now - job.cancel_sent_at >= seconds_to_next_cancel(job)
+        ):
+            return CANCEL
         return None
 
     def run(self, step: Step, job: LiveJob) -> None:
@@ -147,12 +150,37 @@ class JobStory:
             "report": self.report,
             "clean": self.clean,
         }
-        job.record.check_ownership()
-        if job.cancel_seen and not job.state.cancel and job.state.phase < Phase.REPORTED:
-            job.record.append("cancel", why=job.cancel_seen)
-            if step.name not in ("resolve", "judge", "deliver", "report", "clean"):
-                step = _CANCEL
+        if self._note_cancel(job) and step.name not in ("resolve", "judge", "deliver", "report", "clean"):
+            step = CANCEL
         steps[step.name](job)
+
+    def cancel_in_slurm(self, jobs: Sequence[LiveJob]) -> dict[LiveJob, Exception]:
+        """Cancels jobs of one Unix user that are in Slurm, with as few orders as possible; returns what came of each but a success."""
+        outcome: dict[LiveJob, Exception] = {}
+        for job in jobs:
+            try:
+                self._note_cancel(job)
+            except (OSError, OwnershipLost) as error:
+                outcome[job] = error
+        ordered = [job for job in jobs if job not in outcome]
+        try:
+            if ordered:
+                self._slurm.cancel_in_slurm(ordered)
+        except Exception as error:  # noqa: BLE001 - handed to the supervising thread, which decides for each job
+            return {
+                **outcome,
+                **dict.fromkeys((job for job in ordered if job.state.phase < Phase.DECIDED), error),
+            }
+        waiting = (job for job in ordered if job.state.phase < Phase.DECIDED)
+        return {**outcome, **{job: Later(seconds_to_next_cancel(job)) for job in waiting}}
+
+    def _note_cancel(self, job: LiveJob) -> bool:
+        """Records a cancel that was seen but not recorded so far. Raises OwnershipLost, OSError."""
+        job.record.check_ownership()
+        if not job.cancel_seen or job.state.cancel or job.state.phase >= Phase.REPORTED:
+            return False
+        job.record.append("cancel", why=job.cancel_seen)
+        return True
 
     def admit(self, job: LiveJob) -> None:
         """Asks Girder whether the job is still wanted and whose it is, and understands the message."""
@@ -372,6 +400,7 @@ class JobStory:
 
     def flush(self, job: LiveJob) -> None:
         """Sends what Girder has not got of a running job: status, log, progress."""
+        job.record.check_ownership()
         self._girder.flush(job)
 
     def show_waiting(self, state: JobState, phase: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,18 +33,29 @@ from girder_worker_slurm.script.render import sbatch_head
 from girder_worker_slurm.script.resources import head_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from girder_worker_slurm.cluster.interface import JobDetail
     from girder_worker_slurm.job.girder_side import GirderSide
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
     from girder_worker_slurm.job.state import EarlierAttempt, JobState, Verdict
 
+logger = logging.getLogger(__name__)
+
 #: How often a submission that never started is repeated before the job is given up.
 _MAX_SUBMITS = 3
 #: Verdicts of jobs that Slurm may still have in its queue.
 _MAY_STILL_WAIT = ("held", "launch_failed", "requeued")
 _KILL_AFTER_SECONDS = 60.0
-CANCEL_AGAIN_SECONDS = 20.0
+_CANCEL_AGAIN_SECONDS = 20.0
+_LONGEST_CANCEL_PAUSE_SECONDS = 300.0
+
+
+def seconds_to_next_cancel(job: LiveJob) -> float:
+    """When a cancel that was sent is to be sent again; a node that does not answer may take hours to end a job."""
+    asked_for = job.cancel_sent_at - job.cancel_begun_at
+    return max(_CANCEL_AGAIN_SECONDS, min(asked_for / 2, _LONGEST_CANCEL_PAUSE_SECONDS))
 
 
 class SlurmSide:
@@ -112,18 +124,40 @@ class SlurmSide:
                 return
             job.record.decide(cancelled(state))
             return
+        self.cancel_in_slurm([job])
+        if job.state.phase < Phase.DECIDED:
+            raise Later(seconds_to_next_cancel(job))
+
+    def cancel_in_slurm(self, jobs: Sequence[LiveJob]) -> None:
+        """Cancels jobs of one Unix user and one cluster that are in Slurm. Those that had not started have ended then."""
         now = self._do.clock.monotonic()
+        never_started = {job for job in jobs if self._keeps_from_starting(job)}
+        for job in jobs:
+            job.cancel_begun_at = job.cancel_begun_at or now
         # By name: a controller that crashed may have lost the job and given its id to another one.
-        if self._do.runs_of(state).claim(state.token, "cancelled"):
-            # It has not started and cannot start any more, whatever Slurm does from here on.
-            self._do.cluster_of(job).cancel([state.token], unix_user=state.unix_user)
-            job.record.decide(cancelled(state))
-            return
-        job.cancel_begun_at = job.cancel_begun_at or now
-        kill = now - job.cancel_begun_at >= _KILL_AFTER_SECONDS
-        self._do.cluster_of(job).cancel([state.token], kill=kill, unix_user=state.unix_user)
-        job.cancel_sent_at = now
-        raise Later(CANCEL_AGAIN_SECONDS)
+        for kill in (False, True):
+            asked = [job for job in jobs if (now - job.cancel_begun_at >= _KILL_AFTER_SECONDS) is kill]
+            if asked:
+                state = asked[0].state
+                tokens = [job.state.token for job in asked]
+                self._do.cluster_of(asked[0]).cancel(tokens, kill=kill, unix_user=state.unix_user)
+        for job in jobs:
+            job.cancel_sent_at = now
+            if job in never_started:
+                # It cannot start any more, whatever Slurm does from here on.
+                job.record.decide(cancelled(job.state))
+
+    def _keeps_from_starting(self, job: LiveJob) -> bool:
+        """Takes the claim of a job that is to be cancelled; False if the job has it, or if it cannot be taken now."""
+        state = job.state
+        if state.started is not None:
+            return False
+        try:
+            return self._do.runs_of(state).claim(state.token, "cancelled")
+        except OSError as error:
+            # A full disk, a quota: no reason to let it run on.
+            logger.warning("Job %s is cancelled, but its claim cannot be taken: %s", job.task_id, error)
+            return False
 
     def judge(self, job: LiveJob) -> None:
         """Decides how the job ended."""
@@ -255,10 +289,7 @@ class SlurmSide:
         for kind in ("ended", "finished"):
             for event in heard:
                 if event.kind == kind:
-                    fields = {
-                        key: value for key, value in event.fields.items() if key not in ("nonce", "kind")
-                    }
-                    job.record.append("ended", **fields)
+                    job.record.append("ended", **event.entry)
                     return True
         return False
 

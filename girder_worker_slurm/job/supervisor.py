@@ -25,20 +25,24 @@ from girder_worker_slurm.job.job_events import JobEvents
 from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.pools import Pool
 from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
+from girder_worker_slurm.job.run_job import CANCEL, Step
 from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.job.step_errors import UPDATE, StepErrors
 from girder_worker_slurm.job.submit_turns import SubmitRules, SubmitTurns
 from girder_worker_slurm.job.update_turns import UpdateTurns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from girder_worker_slurm.cluster.interface import Snapshot
-    from girder_worker_slurm.job.run_job import JobStory, Step
+    from girder_worker_slurm.job.run_job import JobStory
     from girder_worker_slurm.job.services import Services
     from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)
+
+#: Of so many jobs each claim is taken before the order goes to Slurm.
+_MOST_CANCELS = 500
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class Supervisor:
             in_pool=partial(self.run_in_pool, "submit"),
             wake=self._wake.set,
         )
+        #: Unix user → jobs in Slurm that are to be cancelled; and the users for whom an order is under way.
+        self._to_cancel: dict[str, list[LiveJob]] = {}
+        self._cancelling: set[str] = set()
         self._pools: dict[str, Pool] = {}
         self._threads: list[threading.Thread] = []
 
@@ -211,6 +218,7 @@ class Supervisor:
             job = self._jobs.get(task_id)
             if job is not None and job.due_at <= now:
                 self._safely(job, partial(self._advance, job))
+        self._send_cancels()
         self._fill_slurm()
         if looks:
             self._send_updates(now)
@@ -224,6 +232,10 @@ class Supervisor:
             self._forget(job)
         except OSError as error:
             logger.error("Job %s: %s; trying again", job.task_id, error)  # noqa: TRY400 - no bug, a full disk
+            self._later(job, 10.0)
+        except Exception:
+            # It must neither hold up all others nor be forgotten itself.
+            logger.exception("Job %s: unexpected error; trying again", job.task_id)
             self._later(job, 10.0)
 
     def _take(self, record: Record) -> None:
@@ -264,6 +276,11 @@ class Supervisor:
             return
         step = self._story.next_step(job)
         if step is None:
+            return
+        if step.name == "cancel" and job.state.is_in_slurm and not job.state.cluster:
+            job.is_busy = True
+            self._submits.stop_waiting(job)
+            self._to_cancel.setdefault(job.state.unix_user, []).append(job)
             return
         if step.name == "submit" and not job.cancel_seen and not job.state.cluster:
             self._submits.wait(job)
@@ -309,6 +326,31 @@ class Supervisor:
 
     def _make_image(self, work: Callable[..., None], *arguments: Any, user: str) -> None:
         self._pools["image"].submit(work, *arguments, user=user)
+
+    def _send_cancels(self) -> None:
+        """Has the jobs cancelled that are to be: for each Unix user one order at a time, and what comes meanwhile with the next.
+
+        Thousands of cancels at once would otherwise be as many questions to Slurm for its whole queue.
+        """
+        for user in [user for user in self._to_cancel if user not in self._cancelling]:
+            jobs = self._to_cancel.pop(user)
+            if later := jobs[_MOST_CANCELS:]:
+                self._to_cancel[user] = later
+            self._cancelling.add(user)
+            self._pools["submit"].submit(self._cancel, user, jobs[:_MOST_CANCELS], user="cancels")
+
+    def _cancel(self, user: str, jobs: Sequence[LiveJob]) -> None:
+        """In a pool thread: one order for many jobs, and what came of it for each."""
+        outcome: Mapping[LiveJob, BaseException] = {}
+        try:
+            if not self._stop.is_set():
+                outcome = self._story.cancel_in_slurm(jobs)
+        except BaseException as caught:  # noqa: BLE001 - handed to the supervising thread, which decides
+            outcome = dict.fromkeys(jobs, caught)
+        self._cancelling.discard(user)
+        for job in jobs:
+            self._finished.put((job, CANCEL, outcome.get(job)))
+        self._wake.set()
 
     def _fill_slurm(self) -> None:
         for job in self._submits.next_jobs():
