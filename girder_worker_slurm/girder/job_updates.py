@@ -155,7 +155,11 @@ def _raise_for(response: requests.Response, job: GirderJob) -> None:
     try:
         answer = response.json()
     except ValueError:
-        answer = {}
+        answer = None
+    if not isinstance(answer, dict):
+        # A proxy's page while Girder is away: no word about the job or its token.
+        msg = f"Something that is not Girder answered {response.status_code} for job {job.job_id}."
+        raise GirderUnreachable(msg)
     words = str(answer.get("message", response.reason))
     if response.status_code == 400 and answer.get("field") == "status":
         raise TransitionRefused(words)

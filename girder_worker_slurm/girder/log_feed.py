@@ -145,8 +145,8 @@ class LogFeed:
         any_read = False
         while self._read_piece(final=final):
             any_read = True
-            if not final:
-                break
+            if not final or self._position.head_end >= 0:
+                break  # of a log that is too long only the end is wanted, and read by itself
         if final and self._position.head_end >= 0:
             self._write_tail()
         if any_read or final:
@@ -214,9 +214,14 @@ class LogFeed:
         if not text:
             return
         data = text.encode("utf-8", errors="replace")
-        descriptor = os.open(self._record / "girder.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "ab") as handle:
-            handle.write(data)
+        descriptor = os.open(self._record / "girder.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "wb", buffering=0) as handle:
+            # Not at its end: a full disk may have left a part of something there.
+            handle.truncate(self._position.written)
+            handle.seek(self._position.written)
+            view = memoryview(data)
+            while view:
+                view = view[handle.write(view) :]
         self._position.written += len(data)
 
     def _slice(self, start: int, end: int) -> bytes:
@@ -269,7 +274,7 @@ class LogFeed:
         if start > position.head_end:
             self.note(f"[{start - position.head_end} bytes are left out here]")
         self._write(read_output(self._read_output(start, size - start), final=True).text)
-        position.head_end = size
+        position.head_end = position.read = max(size, position.head_end)
 
 
 def _cut(data: bytes) -> int:

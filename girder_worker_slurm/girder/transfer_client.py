@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import mimetypes
 import os
 import stat
@@ -74,7 +75,7 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
         try:
             return super().sendRestRequest(method, path, *args, **kwargs)
         except HttpError as error:
-            if error.status >= 500 or error.status == 429:
+            if error.status >= 500 or error.status == 429 or _is_of_a_proxy(error, method):
                 msg = f"Girder answered {error.status} for {method} {path.split('?', maxsplit=1)[0]}."
                 raise GirderUnreachable(msg) from error
             raise
@@ -256,6 +257,16 @@ def open_output(path: Path, volume: Path) -> Iterator[BinaryIO]:
             msg = f"The output {path.name} is no file."
             raise OutputRefused(msg)
         yield handle
+
+
+def _is_of_a_proxy(error: HttpError, method: str) -> bool:
+    """Whether it is a page that stands in for Girder while that is away. Its 404 would make an upload one that was finished."""
+    if error.status != 404 and (error.status not in (401, 403) or method.lower() != "get"):
+        return False  # what a proxy will not let through, by its size or content, it will refuse again
+    try:
+        return not isinstance(json.loads(error.responseText), dict)
+    except ValueError:
+        return True
 
 
 def _relative(path: Path, root: Path) -> str:

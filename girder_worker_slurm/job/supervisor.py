@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from girder_worker_slurm.cluster.interface import Snapshot
     from girder_worker_slurm.job.run_job import JobStory
     from girder_worker_slurm.job.services import Services
+    from girder_worker_slurm.job.state import JobState
     from girder_worker_slurm.records.record import Record
 
 logger = logging.getLogger(__name__)
 
 #: Of so many jobs each claim is taken before the order goes to Slurm.
 _MOST_CANCELS = 500
+#: So many updates for each thread that sends them may be under way.
+_UPDATES_PER_THREAD = 4
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ class Supervisor:
             in_pool=partial(self.run_in_pool, "submit"),
             wake=self._wake.set,
         )
+        #: Updates that wait for a thread, or for Girder's answer; and those of waiting jobs that are done.
+        self._updates_under_way = 0
+        self._shown: queue.SimpleQueue[None] = queue.SimpleQueue()
         #: Unix user → jobs in Slurm that are to be cancelled; and the users for whom an order is under way.
         self._to_cancel: dict[str, list[LiveJob]] = {}
         self._cancelling: set[str] = set()
@@ -202,6 +208,10 @@ class Supervisor:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._take(self._incoming.get_nowait())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._shown.get_nowait()
+                self._updates_under_way -= 1
         with contextlib.suppress(queue.Empty):
             while True:
                 self._after_step(*self._finished.get_nowait())
@@ -306,6 +316,8 @@ class Supervisor:
 
     def _after_step(self, job: LiveJob, step: Step | None, error: BaseException | None) -> None:
         job.is_busy = False
+        if step is None:
+            self._updates_under_way -= 1
         if job.task_id not in self._jobs:
             return
         self._events.listen(job)
@@ -376,13 +388,22 @@ class Supervisor:
 
     def _send_updates(self, now: float) -> None:
         """Sends log, progress and the news of the queue, within the budget, the longest waiting first."""
-        for job in self._updates.choose(self._jobs.values(), now):
+        room = _UPDATES_PER_THREAD * self._rules.parallel_girder - self._updates_under_way
+        for job in self._updates.choose(self._jobs.values(), now, at_most=room):
             job.is_busy = True
+            self._updates_under_way += 1
             self._pools["girder"].submit(self._flush, job, user=job.user)
         self._images.spread_news()
         for job in self._updates.choose_waiting(self._jobs.values(), now, self._submits.why):
             # Not in the job's name: it goes on with its image whether or not Girder has been told.
-            self.run_in_pool("girder", partial(self._story.show_waiting, job.state, job.image_phase))
+            self._updates_under_way += 1
+            self.run_in_pool("girder", partial(self._show_waiting, job.state, job.image_phase))
+
+    def _show_waiting(self, state: JobState, phase: str) -> None:
+        try:
+            self._story.show_waiting(state, phase)
+        finally:
+            self._shown.put(None)
 
     def _flush(self, job: LiveJob) -> None:
         error: BaseException | None = None

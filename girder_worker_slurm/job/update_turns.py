@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,14 @@ class UpdateTurns:
         #: User → when one of their jobs had its turn.
         self._served: dict[str, float] = {}
 
-    def choose(self, jobs: Collection[LiveJob], now: float) -> list[LiveJob]:
-        """The jobs whose turn it is, at most as many as the budget has by now."""
-        self._allowance = min(self._per_second, self._allowance + (now - self._counted_at) * self._per_second)
+    def choose(self, jobs: Collection[LiveJob], now: float, *, at_most: float = math.inf) -> list[LiveJob]:
+        """The jobs whose turn it is, at most as many as the budget has by now.
+
+        `at_most` is for how many there is room among those under way: a Girder that does not answer must not make all jobs
+        wait for it, busy with their updates.
+        """
+        earned = (now - self._counted_at) * self._per_second
+        self._allowance = min(self._per_second, self._allowance + earned, at_most)
         self._counted_at = now
         if self._allowance < 1:
             return []

@@ -27,10 +27,17 @@ from urllib.parse import urlsplit
 from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.lease import STALE_AFTER_SECONDS, Lease, LeaseHeld, LeaseWatch, Standing
 from girder_worker_slurm.errors import RecordDamaged, StartRefused
-from girder_worker_slurm.records.record import Record, directory_name, json_text, write_durably
+from girder_worker_slurm.job.state import JobState
+from girder_worker_slurm.records.record import (
+    Record,
+    directory_name,
+    json_text,
+    newest_epoch,
+    write_durably,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from girder_worker_singularity.clock import Clock
@@ -107,7 +114,7 @@ class JobsRoot:
 
     def live_tokens(self) -> set[str]:
         """The tokens of all jobs that have not ended, whichever worker carries them."""
-        return {record.state.token for record in self._load_all(repair=False) if record.state.token}
+        return {record.state.token for record in self._load_all() if record.state.token}
 
     def lease(self, clock: Clock) -> Lease:
         """This worker's lease; raises StartRefused while another worker of the same name runs.
@@ -143,9 +150,25 @@ class JobsRoot:
         One of that name may still run, frozen, and believe that it owns them.
         """
         with self._mark() as mark:
-            for record in self._load_all():
-                if record.owner() == self.worker_id and record.take_over(mark):
-                    yield record
+            yield from self._taken_over(lambda owner: owner == self.worker_id, mark)
+
+    def _taken_over(self, is_wanted: Callable[[str], bool], mark: Path | None = None) -> Iterator[Record]:
+        """Takes over the records of these owners, and reads each only then: until that moment its owner may write to it."""
+        for name, epoch, owner in self._owners():
+            if not is_wanted(owner):
+                continue
+            path = self.records / name
+            unread = Record(path, name, self.worker_id, epoch, JobState())
+            try:
+                if not unread.take_over(mark):
+                    continue
+                record = Record.load(path, worker_id=self.worker_id, epoch=unread.epoch)
+            except RecordDamaged:
+                logger.exception("The record %s is left alone", name)
+                continue
+            if owner != self.worker_id:
+                logger.warning("Job %s is taken over from worker %s", record.task_id, owner)
+            yield record
 
     @contextlib.contextmanager
     def _mark(self) -> Iterator[Path]:
@@ -170,11 +193,8 @@ class JobsRoot:
             watch = self._others.setdefault(lease.name, LeaseWatch(lease, clock))
             if watch.look() is Standing.STALE:
                 stale.add(lease.name)
-        for record in self._load_all() if stale else ():
-            owner = record.owner()
-            if directory_name(owner) in stale and record.take_over():
-                logger.warning("Job %s is taken over from worker %s", record.task_id, owner)
-                yield record
+        if stale:
+            yield from self._taken_over(lambda owner: directory_name(owner) in stale)
 
     def _stopped_workers(self, clock: Clock) -> set[str]:
         """Names of workers that have records but no lease, for a minute now."""
@@ -182,26 +202,21 @@ class JobsRoot:
         if now < self._next_owner_look:
             return set()
         self._next_owner_look = now + _OWNER_LOOK_SECONDS
-        owners = {directory_name(owner) for owner in self._owners()}
+        owners = {directory_name(owner) for _, _, owner in self._owners()}
         absent = {name for name in owners if not (self.path / "workers" / name).exists()}
         absent.discard(directory_name(self.worker_id))
         self._absent_since = {name: self._absent_since.get(name, now) for name in absent}
         return {name for name, since in self._absent_since.items() if now - since >= STALE_AFTER_SECONDS}
 
-    def _owners(self) -> Iterator[str]:
-        """Who carries the live jobs, without reading the jobs themselves."""
-        for name in os.listdir(self.records):
+    def _owners(self) -> Iterator[tuple[str, int, str]]:
+        """The live jobs' directories, their epochs and who carries them, without reading the jobs themselves."""
+        for name in sorted(os.listdir(self.records)):
             if name.startswith("."):
                 continue
-            try:
-                epochs = [
-                    int(file[6:])
-                    for file in os.listdir(self.records / name)
-                    if file[:6] == "owner." and file[6:].isdigit()
-                ]
-                yield (self.records / name / f"owner.{max(epochs)}").read_text(encoding="utf-8").strip()
-            except (OSError, ValueError):
-                continue
+            path = self.records / name
+            with contextlib.suppress(OSError):  # ended meanwhile
+                epoch = newest_epoch(path)
+                yield name, epoch, Record(path, name, self.worker_id, epoch, JobState()).owner()
 
     def remove_leftovers(self, clock: Clock) -> None:
         """Removes what a crash left half made: drafts of records, and events that nobody waits for any more."""
@@ -220,12 +235,13 @@ class JobsRoot:
             except OSError as error:
                 logger.warning("The leftover %s cannot be removed: %s", path, error)
 
-    def _load_all(self, *, repair: bool = True) -> Iterator[Record]:
+    def _load_all(self) -> Iterator[Record]:
+        """All live jobs, for reading only: most are others' to write."""
         for name in sorted(os.listdir(self.records)):
             if name.startswith("."):
                 continue
             try:
-                record = Record.load(self.records / name, worker_id=self.worker_id, repair=repair)
+                record = Record.load(self.records / name, worker_id=self.worker_id, repair=False)
             except RecordDamaged:
                 logger.exception("The record %s is left alone", name)
                 continue

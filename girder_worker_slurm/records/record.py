@@ -126,17 +126,14 @@ class Record:
         return cls(path, task_id, worker_id, 1, fold([accepted]))
 
     @classmethod
-    def load(cls, path: Path, *, worker_id: str, repair: bool = True) -> Record:
+    def load(cls, path: Path, *, worker_id: str, repair: bool = True, epoch: int | None = None) -> Record:
         """The record in a directory; raises RecordDamaged when it cannot be understood.
 
-        Without `repair` nothing is changed on disk: for whoever reads while the owner writes.
+        Without `repair` nothing is changed on disk: for whoever reads while the owner writes. Whoever knows the highest
+        epoch saves a listing.
         """
         try:
-            names = os.listdir(path)
-            epoch = max(
-                (int(name[6:]) for name in names if name.startswith("owner.") and name[6:].isdigit()),
-                default=0,
-            )
+            epoch = newest_epoch(path) if epoch is None else epoch
             # A power cut between message and state leaves an empty state; the message is what was made durable.
             entries = read_entries(path / "state.jsonl", repair=repair) or [
                 {"event": "accepted", "at": path.stat().st_mtime}
@@ -228,6 +225,12 @@ class Record:
             os.close(descriptor)
         self.state = apply(self.state, entry)
         return self.state
+
+
+def newest_epoch(path: Path) -> int:
+    """The highest epoch in a record's directory; 0 if nobody owns it. Raises OSError."""
+    names = (name for name in os.listdir(path) if name.startswith("owner."))
+    return max((int(name[6:]) for name in names if name[6:].isdecimal()), default=0)
 
 
 def read_entries(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import threading
@@ -16,11 +17,18 @@ from girder_worker_singularity.command_runner import (
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
-from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable
-from girder_worker_slurm.job.state import Outcome
+from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable, OutputRefused, OwnershipLost
+from girder_worker_slurm.girder.job_updates import JobStatus, JobUpdates
+from girder_worker_slurm.girder.log_feed import LogFeed
+from girder_worker_slurm.job.state import GirderJob, Outcome
+from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.http_girder import Mishap, http_girder
 from tests.unit.slurm.site import GirderJobOfFake, Site, message_of
+from tests.unit.slurm.test_command_cluster import SUBMISSION
+from tests.unit.slurm.test_outputs import Bench as OutputBench
 from tests.unit.slurm.test_supervisor_threads import wait_until
 from tests.unit.slurm.test_unix_user_jobs import MAPPING
 
@@ -260,13 +268,11 @@ def test_a_machine_without_room_for_one_more_process_has_not_submitted():
     """It was a mistake of ours, in the log with a trace, and the job was looked for in Slurm."""
 
     class Full(FakeCommandRunner):
-        def run(self, argv, **how):
+        def run(self, argv, **_):
             raise CommandNotStarted(f"Cannot run {argv[0]!r}: Resource temporarily unavailable.")
 
     clock = FakeClock()
     cluster = CommandCluster(Full(), clock, CallBudget(10.0, clock), CommandOptions(user="alice"))
-    from tests.unit.slurm.test_command_cluster import SUBMISSION  # noqa: PLC0415
-
     for ask in (cluster.snapshot, lambda: cluster.submit(SUBMISSION), lambda: cluster.accounted(["1"])):
         with pytest.raises(ClusterUnreachable):
             ask()
@@ -313,3 +319,177 @@ def test_a_step_that_is_tried_again_does_not_ask_the_registry_again(site):
     site.girder.settings = {}
     site.run_to_the_end()
     assert site.images.made == [("image:1", "always")]
+
+
+# -- a Girder that is away
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.fault("Girder away", phases=("running", "status reporting"))
+def test_a_page_that_stands_in_for_girder_says_nothing_about_a_job(status):
+    """401 and 403 of a proxy were Girder's refusal: a job that was just taken was given up without a word."""
+    with http_girder() as girder:
+        job = GirderJob(f"{girder.url}/job/7", "secret")
+        for page in (b"<h1>Maintenance</h1>", b'["no", "object"]', b""):
+            girder.mishaps.append(Mishap("PUT", "/job", status=status, body=page))
+            with pytest.raises(GirderUnreachable):
+                JobUpdates().update(job, status=JobStatus.QUEUED)
+
+
+@pytest.mark.fault("Girder away", phases=("outputs uploading",))
+def test_a_404_of_a_proxy_does_not_make_an_upload_one_that_was_finished(tmp_path):
+    """Girder forgets a finished upload; a proxy knows none at all while Girder is away: the output was never sent."""
+    with http_girder() as girder:
+        bench = OutputBench(tmp_path, girder)
+        bench.write("out.csv")
+        girder.mishaps.append(Mishap("POST", "/file/chunk", status=502))
+        with pytest.raises(GirderUnreachable):
+            bench.deliver(bench.to_folder("out.csv"))
+        girder.mishaps.append(Mishap("GET", "/file/offset", status=404, body=b"404 page not found"))
+        with contextlib.suppress(GirderUnreachable):
+            bench.deliver(bench.to_folder("out.csv"))
+        bench.deliver(bench.to_folder("out.csv"))
+        assert girder.contents("out.csv") == [b"data"]
+
+
+def test_an_upload_that_a_proxy_does_not_let_through_is_refused_for_good(tmp_path):
+    with http_girder() as girder:
+        bench = OutputBench(tmp_path, girder)
+        bench.write("out.csv")
+        girder.mishaps.append(Mishap("POST", "/file/chunk", status=413, body=b"<h1>Too large</h1>"))
+        with pytest.raises(OutputRefused):
+            bench.deliver(bench.to_folder("out.csv"))
+
+
+class SlowPool:
+    """A pool whose threads all wait for a Girder that does not answer."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, work, *arguments, user=""):
+        del user
+        self.waiting.append((work, arguments))
+
+
+def test_a_girder_that_does_not_answer_keeps_few_jobs_busy(site):
+    """Twenty updates a second were begun, whatever became of those before: soon no job could be cancelled in Slurm."""
+    names = running(site, 100)
+    slow = site.supervisor._pools["girder"] = SlowPool()
+    for name in names:
+        with (site.runs.path(site.state(name).token) / "output.log").open("ab") as log:
+            log.write(b"more\n")
+    site.run_for(120)
+    assert 0 < len(slow.waiting) <= 24
+    assert sum(site.job(name).is_busy for name in names) <= 24
+
+
+def test_updates_go_on_when_girder_answers_again(site):
+    names = running(site, 60)
+    slow, pool = SlowPool(), site.supervisor._pools["girder"]
+    site.supervisor._pools["girder"] = slow
+    for name in names:
+        with (site.runs.path(site.state(name).token) / "output.log").open("ab") as log:
+            log.write(b"more\n")
+    site.run_for(30)
+    site.supervisor._pools["girder"] = pool
+    for work, arguments in slow.waiting:
+        work(*arguments)
+    site.run_for(30)
+    assert all("more" in site.shown(name).text for name in names)
+    assert site.supervisor._updates_under_way == 0
+
+
+# -- logs
+
+
+@pytest.mark.fault("disk full", phases=("running",))
+def test_what_a_full_disk_left_of_a_piece_of_log_does_not_shift_what_follows(tmp_path):
+    """The next piece stood behind it, and Girder got as many bytes from the wrong place."""
+    feed = LogFeed(tmp_path, None, RunDirectories(tmp_path), limit_bytes=10**6)
+    feed.note("first")
+    with (tmp_path / "girder.log").open("ab") as log:
+        log.write(b"half of someth")
+    feed.note("second")
+    assert feed.next_update().text == "first\nsecond\n"
+
+
+def test_the_end_of_an_endless_log_is_read_without_all_before_it(tmp_path):
+    """All of it was read at the end, by a thread that other jobs' ends wait for: 100 GB are an hour."""
+
+    class Counting(RunDirectories):
+        seen = 0
+
+        def read_at(self, path, start, length):
+            data = super().read_at(path, start, length)
+            self.seen += len(data)
+            return data
+
+    output = tmp_path / "output.log"
+    with output.open("wb") as log:
+        log.write(b"the beginning\n" * 100_000)
+        log.seek(50_000_000)
+        log.write(b"the end\n")
+    files = Counting(tmp_path)
+    feed = LogFeed(tmp_path, output, files, limit_bytes=1_000_000)
+    feed.read(final=True)
+    assert files.seen < 3_000_000
+    text = (tmp_path / "girder.log").read_text()
+    assert text.startswith("the beginning\n")
+    assert text.endswith("the end\n")
+    assert "bytes are left out here" in text
+    assert not feed.has_new_output()
+
+
+# -- several workers on one root
+
+
+def roots(tmp_path):
+    pair = [JobsRoot(tmp_path / "jobs", name) for name in ("w1", "w2")]
+    for root in pair:
+        root.prepare()
+    return pair
+
+
+@pytest.mark.fault("two workers on one queue", phases=("running",))
+def test_a_worker_that_looks_at_anothers_record_does_not_cut_off_what_is_being_written(tmp_path):
+    """Taking over, and starting, loaded the records of all workers to be repaired: a half-written line was cut off."""
+    mine, others = roots(tmp_path)
+    record = Record.create(others.records, message_of("t1"), worker_id="w2", at=0.0)
+    state = record.path / "state.jsonl"
+    whole = state.read_bytes()
+    state.write_bytes(whole + b'{"event": "subm')
+    assert list(mine.own_records()) == []
+    assert state.read_bytes() == whole + b'{"event": "subm'
+
+
+@pytest.mark.fault("second worker takes over", phases=("outputs uploading",))
+def test_a_record_is_read_after_it_was_taken_over(tmp_path, monkeypatch):
+    """What its last owner wrote between the reading and the take-over was not known, and done a second time."""
+    mine, _ = roots(tmp_path)
+    Record.create(mine.records, message_of("t1"), worker_id="w1", at=0.0)
+    frozen = Record.load(mine.records / "t1", worker_id="w1")
+    take_over = Record.take_over
+
+    def at_the_last_moment(record, mark=None):
+        frozen.append("uploaded", key="0:out.csv")
+        return take_over(record, mark)
+
+    monkeypatch.setattr(Record, "take_over", at_the_last_moment)
+    (taken,) = mine.own_records()
+    assert taken.state.uploaded == {"0:out.csv"}
+    with pytest.raises(OwnershipLost):
+        frozen.append("uploaded", key="0:other.csv")
+
+
+def test_a_record_whose_owner_a_power_cut_took_is_somebodys_in_the_end(tmp_path):
+    """Without an owner file it was nobody's, and no worker looked at it again."""
+    mine, _ = roots(tmp_path)
+    record = Record.create(mine.records, message_of("t1"), worker_id="w1", at=0.0)
+    (record.path / "owner.1").unlink()
+    clock = FakeClock()
+    taken = []
+    for _ in range(30):
+        taken += mine.orphaned_records(clock)
+        clock.advance(5.0)
+    assert [record.task_id for record in taken] == ["t1"]
