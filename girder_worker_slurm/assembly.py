@@ -282,7 +282,8 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         partitions=PartitionList(cluster.partitions, clock),
         girder_settings=plugin.settings,
         job_ended=accounting.job_ended if accounting is not None else _ignore,
-        live_tokens=lambda: root.live_tokens() | (conversions.tokens() if conversions else set()),
+        live_tokens=root.live_tokens,
+        command_tokens=conversions.tokens if conversions is not None else set,
     )
     story = JobStory(services, _story_rules(settings, prefix, mapping))
     supervisor = Supervisor(services, story, _supervisor_rules(settings, prefix), on_ended=root.end)
@@ -299,7 +300,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
         root,
         updates,
         clock,
-        lambda work: supervisor.run_in_pool("girder", work),
+        lambda work: supervisor.run_in_pool("unhandled", work),
         api_url=settings.girder.api_url,
     )
     retention = Retention(

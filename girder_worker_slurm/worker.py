@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from girder_worker_singularity.lease import LeaseLost
+from girder_worker_singularity.lease import REFRESH_SECONDS, LeaseLost
 
 if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
@@ -55,7 +55,8 @@ class SlurmWorker:
         self.supervisor.start(records)
         self.intake.start()
         self._stop = threading.Event()
-        threading.Thread(target=self._keep_house, name="gw-housekeeping", daemon=True).start()
+        for name, body in (("gw-lease", self._keep_lease), ("gw-housekeeping", self._keep_house)):
+            threading.Thread(target=body, name=name, daemon=True).start()
         logger.info("%d unfinished jobs taken up from %s", len(records), self.root.path)
 
     def stop(self) -> None:
@@ -70,24 +71,11 @@ class SlurmWorker:
         """Tells which consumer takes messages now."""
         self._consumers.attach(consumer, is_paused=self.intake.is_paused)
 
-    def _keep_house(self) -> None:
-        """Shows that this worker lives, takes over from workers that do not, and removes what is old."""
-        while not self._stop.wait(_HOUSEKEEPING_SECONDS):
+    def _keep_lease(self) -> None:
+        """Shows that this worker lives. A thread of its own: Slurm, or thousands of files, may keep the others waiting."""
+        while not self._stop.wait(REFRESH_SECONDS):
             try:
                 self.lease.refresh()
-                for record in self.root.orphaned_records(self.clock):
-                    self.supervisor.accept(record)
-                if self.retention.is_due():
-                    # Elsewhere: the lease must not wait for files of other users, or for thousands.
-                    self.supervisor.run_in_pool("deliver", self.retention.remove_old)
-                self.image_retention.look_after()
-                if self.removed_images is not None:  # after that, which stamps what live jobs use
-                    self.removed_images.look_after()
-                if self.conversions is not None:
-                    self.conversions.end_abandoned()
-                if self.accounting is not None and self.accounting.is_due():
-                    # Elsewhere: the lease must not wait for a slow database.
-                    self.supervisor.run_in_pool("deliver", self.accounting.look)
             except LeaseLost:
                 # Others saw this worker stand still and carry its jobs now; two must not work under one name.
                 logger.critical(
@@ -96,5 +84,25 @@ class SlurmWorker:
                 self.supervisor.stop()
                 # Not 0, so that a service manager starts it again; nothing is lost, everything is on disk.
                 os._exit(_EX_TEMPFAIL)
+            except Exception:
+                logger.exception("The lease could not be refreshed; it is tried again")
+
+    def _keep_house(self) -> None:
+        """Takes over from workers that do not live any more, and removes what is old."""
+        while not self._stop.wait(_HOUSEKEEPING_SECONDS):
+            try:
+                for record in self.root.orphaned_records(self.clock):
+                    self.supervisor.accept(record)
+                if self.retention.is_due():
+                    # Elsewhere: a take-over must not wait for files of other users, or for thousands.
+                    self.supervisor.run_in_pool("deliver", self.retention.remove_old)
+                self.image_retention.look_after()
+                if self.removed_images is not None:  # after that, which stamps what live jobs use
+                    self.removed_images.look_after()
+                if self.conversions is not None:
+                    self.conversions.end_abandoned()
+                if self.accounting is not None and self.accounting.is_due():
+                    # Elsewhere: a take-over must not wait for a slow database.
+                    self.supervisor.run_in_pool("deliver", self.accounting.look)
             except Exception:
                 logger.exception("Housekeeping failed; it is tried again")

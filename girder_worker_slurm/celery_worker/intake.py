@@ -122,8 +122,10 @@ class Intake:
         else:
             for arrival in batch:
                 arrival.acknowledge()
-        for record in records:
-            self._supervisor.accept(record)
+        finally:
+            # Whatever happened: a message that comes again finds its record, and takes it for one that is carried.
+            for record in records:
+                self._supervisor.accept(record)
 
     def _create(self, stored: dict[str, Any]) -> Record | None:
         """The new record; None for a task that was taken before: delivered again, or sent twice."""

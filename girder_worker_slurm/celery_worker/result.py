@@ -123,6 +123,13 @@ class CeleryResults:
 
         try:
             send()
-        except (OperationalError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (OperationalError, OSError)) and not self._is_of_backend(error):
+                raise
             msg = f"The broker does not take the task's result: {error}"
             raise Unreachable(msg) from error
+
+    def _is_of_backend(self, error: Exception) -> bool:
+        """Whether the backend counts it as a lost connection. Redis' own are no OSError; KeyError, which kombu adds, is ours."""
+        kinds = getattr(getattr(self._app, "backend", None), "connection_errors", ())
+        return isinstance(error, tuple(kinds)) and not isinstance(error, LookupError)

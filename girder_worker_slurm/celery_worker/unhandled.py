@@ -71,7 +71,7 @@ class UnhandledMessages:
         def receive_any(message: Any) -> None:
             try:
                 receive(message)
-            except (TypeError, ValueError, AttributeError, LookupError) as error:
+            except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
                 if message.acknowledged:
                     logger.exception("A message that was taken already led to an error; the worker goes on")
                     return

@@ -7,15 +7,18 @@ what Slurm would know is kept in memory, so after a restart a run is known by it
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.command_runner import CommandError, CommandStopped, CommandTimeout
 from girder_worker_slurm.cluster.command_cluster import command_environment
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitRejected
 
 if TYPE_CHECKING:
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class _Run:
     token: str
-    state: str = "RUNNING"
+    state: str = "PENDING"
     exit_code: int = 0
     is_cancelled: bool = False
 
@@ -38,27 +43,40 @@ class DirectCluster:
     """Runs job scripts here. Options for sbatch mean nothing to it."""
 
     def __init__(
-        self, runner: CommandRunner, clock: Clock, *, limit_seconds: float, most_remembered: int = 1000
+        self,
+        runner: CommandRunner,
+        clock: Clock,
+        *,
+        limit_seconds: float,
+        most_remembered: int = 1000,
+        most_at_once: int = 8,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._most_remembered = most_remembered
+        self._most_at_once = most_at_once
         self.limit_seconds = limit_seconds
+        self._lock = threading.Lock()
         self._runs: dict[SlurmJobId, _Run] = {}
+        self._waiting: deque[tuple[SlurmJobId, _Run, Submission]] = deque()
+        self._threads = 0
 
     def submit(self, submission: Submission) -> SlurmJobId:
-        """See `Cluster.submit`; the script runs already when this returns."""
+        """See `Cluster.submit`; the script runs at once, unless as many do as this host is to bear."""
         if not submission.script.is_file():
             msg = f"The job script {submission.script} is not there."
             raise SubmitRejected(msg)
         # Nine digits, beyond what Slurm gives out by default (MaxJobId 67043328).
         job_id = SlurmJobId(str(900_000_000 + secrets.randbelow(100_000_000)))
         run = _Run(submission.token)
-        self._forget_old()
-        self._runs[job_id] = run
-        threading.Thread(
-            target=self._run, args=(job_id, run, submission), name=f"gw-direct-{job_id}", daemon=True
-        ).start()
+        with self._lock:
+            self._forget_old()
+            self._runs[job_id] = run
+            self._waiting.append((job_id, run, submission))
+            is_full = self._threads >= self._most_at_once
+            self._threads += not is_full
+        if not is_full:
+            threading.Thread(target=self._run_waiting, name=f"gw-direct-{job_id}", daemon=True).start()
         return job_id
 
     def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
@@ -98,7 +116,25 @@ class DirectCluster:
             if run.token in tokens:
                 run.is_cancelled = True
 
+    def _run_waiting(self) -> None:
+        """In a thread: one run after the other, until none waits."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                job_id, run, submission = self._waiting.popleft()
+            if run.is_cancelled:
+                run.state = "CANCELLED"
+                continue
+            try:
+                self._run(job_id, run, submission)
+            except Exception:
+                logger.exception("The direct run %s ended by a mistake of ours", job_id)
+                run.state, run.exit_code = "FAILED", 127
+
     def _run(self, job_id: SlurmJobId, run: _Run, submission: Submission) -> None:
+        run.state = "RUNNING"
         environment = {**command_environment(os.environ), "SLURM_JOB_ID": job_id, "GIRDER_SLURM_DIRECT": "1"}
         try:
             result = self._runner.stream(
@@ -120,7 +156,7 @@ class DirectCluster:
             run.state = "COMPLETED" if result.returncode == 0 else "FAILED"
 
     def _forget_old(self) -> None:
-        ended = [job_id for job_id, run in self._runs.items() if run.state != "RUNNING"]
+        ended = [job_id for job_id, run in self._runs.items() if run.state in FINAL_STATES]
         for job_id in ended[: max(0, len(self._runs) - self._most_remembered)]:
             del self._runs[job_id]
 

@@ -47,7 +47,11 @@ def left_entries(volume: Path, *, inputs: str, begun_ns: int) -> Iterator[Entry]
     pending = [volume]
     while pending:
         directory = pending.pop()
-        directory.chmod(stat.S_IMODE(directory.lstat().st_mode) | stat.S_IRWXU)
+        mode = stat.S_IMODE(directory.lstat().st_mode)
+        if (
+            mode & stat.S_IRWXU != stat.S_IRWXU
+        ):  # one of another owner, such as a fakeroot leaves, may be readable
+            directory.chmod(mode | stat.S_IRWXU)
         yield {"entry": "directory", "path": _below(directory, volume)}, b""
         with os.scandir(directory) as found:
             entries = list(found)

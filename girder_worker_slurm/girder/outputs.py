@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What trying again does not mend; a full disk or a stale mount may pass.
-_REFUSED_ERRORS = frozenset(
+REFUSED_ERRORS = frozenset(
     {
         errno.EACCES,
         errno.EPERM,
@@ -162,7 +162,11 @@ def make_safe(volume: Path) -> list[Path]:
     while pending:
         directory = pending.pop()
         try:
-            directory.chmod(stat.S_IMODE(directory.lstat().st_mode) | stat.S_IRWXU)
+            mode = stat.S_IMODE(directory.lstat().st_mode)
+            if (
+                mode & stat.S_IRWXU != stat.S_IRWXU
+            ):  # one of another owner, such as a fakeroot leaves, may be readable
+                directory.chmod(mode | stat.S_IRWXU)
             entries = list(os.scandir(directory))
         except OSError as error:
             msg = f"The output directory {directory.name} cannot be read: {error.strerror}."
@@ -205,7 +209,7 @@ def _run_hook(hook: Any, volume: Any, at: OutputPlace) -> Any:
         msg = f"Girder refused an output ({error.status}). The outputs are kept in {at.kept}."
         raise OutputRefused(msg) from error
     except OSError as error:
-        if error.errno not in _REFUSED_ERRORS:
+        if error.errno not in REFUSED_ERRORS:
             raise
         msg = f"The output {error.filename or ''} cannot be read: {error.strerror}. It is kept in {at.kept}."
         raise OutputRefused(msg) from error

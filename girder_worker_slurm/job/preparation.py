@@ -213,12 +213,16 @@ class Preparation:
         template = self._rules.script_template
         try:
             text = template.read_text(encoding="utf-8") if template is not None else ""
-            return render_script(script, site_template=text).encode()
+            rendered = render_script(script, site_template=text)
         except OSError as error:
             msg = f"The site's template of the job script {template} cannot be read: {error.strerror}."
             raise NotSupported(msg) from error
         except ValueError as error:
             raise NotSupported(str(error)) from error
+        if template is not None and (forbidden := forbidden_head_option(sbatch_head(rendered))) is not None:
+            msg = f"The site's template of the job script {template} sets `{forbidden}` in its #SBATCH head, which only the worker may."
+            raise NotSupported(msg)
+        return rendered.encode()
 
     def _with_gpus(self, task: inputs.StagedTask, sif: Sif, requested: int) -> inputs.StagedTask:
         """The task, which wants GPUs if its argument `--gpu` says so, or its options for Slurm do."""

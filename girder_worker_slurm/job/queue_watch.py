@@ -152,25 +152,31 @@ class QueueWatch:
 
     def end_orphans(self, rows: Mapping[str, Sequence[QueueRow]]) -> None:
         """Cancels Slurm jobs of ours that no record knows, seen twice: left by a submission that was given up."""
+        commands = self._do.command_tokens()
         strangers = {
             token
             for token, found in rows.items()
             if token.startswith(self._rules.token_prefix)
             and not self._knows_token(token)
+            and token not in commands
             and any(row.state not in FINAL_STATES and row.state != "COMPLETING" for row in found)
         }
         again = strangers & self._orphans
         self._orphans = strangers
         if again:
-            # Another worker may have taken a job over that this one had submitted.
-            again -= self._do.live_tokens()
-        whose = {token: {row.unix_user for row in rows[token]} for token in again}
-        for user in sorted(set().union(*whose.values())):
-            tokens = sorted(token for token in again if user in whose[token])
+            whose = {token: {row.unix_user for row in rows[token]} for token in again}
+            # Elsewhere: it reads the records of all jobs.
+            self._in_pool(partial(self._end_unless_live, whose))
+
+    def _end_unless_live(self, whose: Mapping[str, set[str]]) -> None:
+        """In a pool thread. Another worker may have taken a job over that this one had submitted."""
+        gone = whose.keys() - self._do.live_tokens()
+        for user in sorted(set().union(*(whose[token] for token in gone))):
+            tokens = sorted(token for token in gone if user in whose[token])
             logger.warning(
                 "Cancelling Slurm jobs that belong to no job of ours any more: %s", ", ".join(tokens)
             )
-            self._in_pool(partial(self._cancel, tokens, user))
+            self._cancel(tokens, user)
 
     def _see_back_in_queue(self, job: LiveJob, row: QueueRow) -> None:
         """A job that had started and waits again: its claim is taken, so no further start can have an effect."""

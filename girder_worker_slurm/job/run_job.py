@@ -299,8 +299,8 @@ class JobStory:
     def _keep_artifacts(self, job: LiveJob) -> None:
         """Uploads what a failed analysis left for those who look for the reason. Nothing of it is owed to anybody."""
         decoded = self._do.decoded(job)
-        at = self._outputs(job)
         try:
+            at = self._outputs(job)
             problems = outputs.after_failure(
                 decoded,
                 job.record,
@@ -310,17 +310,23 @@ class JobStory:
                 check=self._do.checker(job),
             )
         except OutputRefused as error:
-            problems = [str(error)]
+            at, problems = None, [str(error)]
         for problem in problems:
             self._girder.feed(job).note(f"An artifact could not be kept: {problem}")
-        if job.state.started is not None:
+        if job.state.started is not None and at is not None:
             self._keep_new_files(job, decoded, at)
 
     def _outputs(self, job: LiveJob) -> outputs.OutputPlace:
+        """Where they are; raises OutputRefused if they cannot be brought here, however often that is tried."""
         runs, token = self._do.runs_of(job.state), job.state.token
-        return outputs.OutputPlace(
-            runs.outputs_place(token, self._do.checker(job)), runs.path(token) / "volume"
-        )
+        kept = runs.path(token) / "volume"
+        try:
+            return outputs.OutputPlace(runs.outputs_place(token, self._do.checker(job)), kept)
+        except OSError as error:
+            if error.errno not in outputs.REFUSED_ERRORS:
+                raise
+            msg = f"The outputs cannot be read: {error.strerror} ({error.filename or kept}). They are kept in {kept}."
+            raise OutputRefused(msg) from error
 
     def _keep_new_files(self, job: LiveJob, decoded: DecodedTask, at: outputs.OutputPlace) -> None:
         """Uploads what the analysis wrote besides its outputs, if the site wants that for its image."""

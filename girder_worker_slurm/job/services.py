@@ -134,6 +134,8 @@ class Services:
     cancel_news: Callable[[], str] = str
     #: The tokens of all jobs that any worker on this root carries.
     live_tokens: Callable[[], set[str]] = set
+    #: The names of Slurm jobs that run programs of this worker.
+    command_tokens: Callable[[], set[str]] = set
     #: The cluster's partitions; raises ClusterUnreachable. Empty where they are not known.
     partitions: Callable[[], Mapping[str, Partition]] = dict
     #: Girder's settings for Slurm, as the Girder of this job tells them; raises GirderUnreachable.

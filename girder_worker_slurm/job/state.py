@@ -171,6 +171,7 @@ class JobState:
     #: Girder did not take the end.
     is_untold: bool = False
     hooks_done: frozenset[int] = frozenset()
+    #: Those that were begun and are not finished.
     uploads: Mapping[str, str] = field(default_factory=dict)
     upload_offsets: Mapping[str, int] = field(default_factory=dict)
     uploaded: frozenset[str] = frozenset()
@@ -213,6 +214,8 @@ def fold(entries: Iterable[Mapping[str, Any]]) -> JobState:
             offsets[entry["key"]] = int(entry["offset"])
         elif event == "uploaded":
             uploaded.add(entry["key"])
+            uploads.pop(entry["key"], None)
+            offsets.pop(entry["key"], None)
         else:
             state = apply(state, entry)
     return replace(state, uploads=uploads, upload_offsets=offsets, uploaded=frozenset(uploaded))
@@ -367,7 +370,14 @@ def _upload_at(state: JobState, entry: Mapping[str, Any]) -> JobState:
 
 
 def _uploaded(state: JobState, entry: Mapping[str, Any]) -> JobState:
-    return replace(state, uploaded=state.uploaded | {entry["key"]})
+    # Of a hundred thousand files only those under way are kept with their uploads, which each entry copies.
+    key = entry["key"]
+    return replace(
+        state,
+        uploads={known: upload for known, upload in state.uploads.items() if known != key},
+        upload_offsets={known: offset for known, offset in state.upload_offsets.items() if known != key},
+        uploaded=state.uploaded | {key},
+    )
 
 
 def _untold(state: JobState, _entry: Mapping[str, Any]) -> JobState:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_FORBIDDEN_LONG = ("array", "dependency", "hold", "wrap", "test-only", "uid", "gid", "clusters")
+_FORBIDDEN_LONG = ("array", "dependency", "hold", "wrap", "test-only", "uid", "gid", "clusters", "wait")
 #: MAX_ARG_STRLEN of Linux: 32 pages, the closing NUL included.
 _LONGEST_ARGUMENT_BYTES = 128 * 1024
 _SHOWN_CHARACTERS = 60
 _EXTENDS = re.compile(r'\s*\{%-?\s*extends\s+"singularity\.slurm"\s*-?%\}')
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:;=/&|@%+*-]*")
-_FORBIDDEN_SHORT = frozenset({"a", "d", "H", "M"})
+_FORBIDDEN_SHORT = frozenset({"a", "d", "H", "M", "W"})
+#: Lines that divide a head into those of several jobs which start together.
+_DIVIDERS = ("hetjob", "packjob")
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def forbidden_head_option(head: tuple[str, ...]) -> str | None:
     Names, output and the like do no harm there: the command line wins over them.
     """
     for line in head:
+        if (divider := line.removeprefix("#SBATCH").strip()).startswith(_DIVIDERS):
+            return divider
         for word in line.removeprefix("#SBATCH").split(" #", 1)[0].split():
             name = word.lstrip("-").split("=", 1)[0]
             if word.startswith("--") and any(long.startswith(name) for long in _FORBIDDEN_LONG if name):

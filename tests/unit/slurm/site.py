@@ -298,8 +298,8 @@ class Site:
 
     # -- the worker
 
-    def restart(self) -> None:
-        """A worker that knows only what is on the disk."""
+    def restart(self, **instead) -> None:
+        """A worker that knows only what is on the disk; with `instead` of some of its services."""
         self.death.has_come = False
         services = Services(
             clock=self.clock,
@@ -316,6 +316,7 @@ class Site:
             is_revoked=lambda task_id: task_id in self.revoked,
             cancel_news=lambda: cancel_news(self.root.records),
             keep_unhandled=lambda _message, why: self.unhandled.append(why),
+            **instead,
         )
         story_rules = StoryRules(
             jobs_root=self.root.path,

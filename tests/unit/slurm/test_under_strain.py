@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,19 +18,36 @@ from girder_worker_singularity.command_runner import (
     LocalCommandRunner,
 )
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
+from girder_worker_slurm.celery_worker.result import CeleryResults
+from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
+from girder_worker_slurm.cluster.direct_cluster import DirectCluster
+from girder_worker_slurm.cluster.interface import QueueRow, SlurmJobId, Submission
 from girder_worker_slurm.cluster.run_directory import RunDirectories
-from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable, OutputRefused, OwnershipLost
+from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
+from girder_worker_slurm.cluster.tree_transfer import left_entries
+from girder_worker_slurm.errors import (
+    ClusterUnreachable,
+    GirderUnreachable,
+    OutputRefused,
+    OwnershipLost,
+    Unreachable,
+)
 from girder_worker_slurm.girder.job_updates import JobStatus, JobUpdates
 from girder_worker_slurm.girder.log_feed import LogFeed
-from girder_worker_slurm.job.state import GirderJob, Outcome
+from girder_worker_slurm.girder.outputs import make_safe
+from girder_worker_slurm.job.accounting import Accounting
+from girder_worker_slurm.job.preparation import Preparation
+from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, apply
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
+from girder_worker_slurm.script.render import JobScript, forbidden_head_option
 from girder_worker_slurm.testing import FakeProgram
 from tests.unit.slurm.http_girder import Mishap, http_girder
-from tests.unit.slurm.site import GirderJobOfFake, Site, message_of
+from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
 from tests.unit.slurm.test_command_cluster import SUBMISSION
+from tests.unit.slurm.test_intake import Bench as IntakeBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench
 from tests.unit.slurm.test_supervisor_threads import wait_until
 from tests.unit.slurm.test_unix_user_jobs import MAPPING
@@ -493,3 +513,231 @@ def test_a_record_whose_owner_a_power_cut_took_is_somebodys_in_the_end(tmp_path)
         taken += mine.orphaned_records(clock)
         clock.advance(5.0)
     assert [record.task_id for record in taken] == ["t1"]
+
+
+# -- messages in, results out
+
+
+def test_a_job_is_carried_although_its_message_cannot_be_acknowledged(tmp_path):
+    """It was on disk and nobody's until the next start: the message that came again found its record."""
+    bench = IntakeBench(tmp_path)
+
+    def fail():
+        raise RuntimeError("the event loop is gone")
+
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": "x"})
+    bench.intake.take(message, fail, fail)
+    with contextlib.suppress(RuntimeError):
+        bench.work()
+    assert [record.task_id for record in bench.supervisor.accepted] == ["t1"]
+
+
+def test_a_message_nested_too_deep_does_not_end_the_consumer(tmp_path):
+    root = JobsRoot(tmp_path / "jobs", "w1")
+    root.prepare()
+    unhandled = UnhandledMessages(root, None, FakeClock(), lambda _work: None)
+    acknowledged = []
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": "x"})
+    message.acknowledged, message.ack = False, lambda: acknowledged.append(True)
+
+    def receive(_message):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    unhandled.guarded(receive)(message)
+    assert acknowledged
+    assert (root.unhandled / "t1" / "message.json").exists()
+
+
+class Gone(Exception):
+    """Redis has a ConnectionError of its own, which is no OSError."""
+
+
+def test_a_result_backend_that_is_away_is_waited_for():
+    """After eight tries in a minute the job was closed, and its caller, or the next task of its chain, waited for ever."""
+
+    class Tasks:
+        def __getitem__(self, name):
+            raise errors.pop()
+
+    app = SimpleNamespace(tasks=Tasks(), backend=SimpleNamespace(connection_errors=(Gone, KeyError)))
+    errors = [Gone("Error 111 connecting to redis")]
+    with pytest.raises(Unreachable):
+        CeleryResults(app).success("x", "t1", None, [])
+    errors = [KeyError("a mistake of ours")]
+    with pytest.raises(KeyError):
+        CeleryResults(app).success("x", "t1", None, [])
+
+
+def test_messages_that_cannot_be_run_do_not_take_the_threads_that_end_jobs(tmp_path):
+    """Each waited five minutes in one of the six threads for a Girder that was away."""
+    site = Site(tmp_path)
+    site.supervisor._pools = {}
+    site.supervisor.start([])
+    try:
+        may_go, begun = threading.Event(), []
+        for _ in range(20):
+            site.supervisor.run_in_pool("unhandled", lambda: (begun.append(1), may_go.wait(10)))
+        done = threading.Event()
+        site.supervisor.run_in_pool("girder", done.set)
+        assert done.wait(5)
+        assert len(begun) <= 1
+    finally:
+        may_go.set()
+        site.supervisor.stop()
+
+
+# -- outputs
+
+
+def test_a_hundred_thousand_outputs_cost_no_more_each_than_a_thousand():
+    """Each entry copied what was known of all files before it."""
+    state = JobState()
+    for number in range(3000):
+        state = apply(state, {"event": "upload", "key": f"0:{number}", "upload_id": "u"})
+        state = apply(state, {"event": "upload_at", "key": f"0:{number}", "offset": 3})
+        if number < 2999:
+            state = apply(state, {"event": "uploaded", "key": f"0:{number}"})
+    assert len(state.uploaded) == 2999
+    assert dict(state.uploads) == {"0:2999": "u"}
+    assert dict(state.upload_offsets) == {"0:2999": 3}
+
+
+def test_outputs_that_cannot_be_read_for_good_end_the_job(site):
+    """Files of a fakeroot's own users in another user's run directory: it was tried again for ever."""
+    site.task()
+
+    def outputs_place(token, check):
+        del token, check
+        raise PermissionError(errno.EPERM, "Operation not permitted", "volume/private")
+
+    site.runs.outputs_place = outputs_place
+    site.run_to_the_end(seconds=60)
+    verdict = site.state().verdict
+    assert (verdict.code, site.shown().status) == ("output_refused", JobStatus.ERROR)
+    assert "volume/private" in verdict.sentence
+    assert site.state().owes_outputs
+
+
+def test_a_failed_job_whose_files_cannot_be_read_ends_for_its_own_reason(site):
+    site.cluster.default_program = FakeProgram(exit_code=3)
+    site.task()
+
+    def outputs_place(token, check):
+        del token, check
+        raise PermissionError(errno.EPERM, "Operation not permitted", "volume/private")
+
+    site.runs.outputs_place = outputs_place
+    site.run_to_the_end(seconds=60)
+    assert site.state().verdict.code == "failed"
+
+
+def test_a_directory_of_another_owner_that_can_be_read_is_no_reason_to_refuse_outputs(tmp_path, monkeypatch):
+    """Its mode was set although it need not be changed, which only its owner may."""
+    (tmp_path / "volume").mkdir(mode=0o700)
+
+    def chmod(*_args, **_kwargs):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    assert make_safe(tmp_path / "volume") == []
+    assert [head["path"] for head, _ in left_entries(tmp_path / "volume", inputs="inputs", begun_ns=0)] == [
+        "volume"
+    ]
+
+
+# -- heads of scripts
+
+
+@pytest.mark.parametrize("line", ["hetjob", "packjob", "  hetjob  # two jobs", "--wait", "-W", "--wai"])
+def test_a_head_of_several_jobs_or_one_that_waits_is_refused(line):
+    """`#SBATCH hetjob` makes two jobs of one; with `--wait` each submission waits for the end of its job."""
+    assert forbidden_head_option((f"#SBATCH {line}",))
+
+
+def test_options_that_only_begin_like_those_are_not_refused():
+    assert (
+        forbidden_head_option(("#SBATCH --wait-all-nodes=1", "#SBATCH --comment=hetjob", "#SBATCH -p hetjob"))
+        is None
+    )
+
+
+# -- programs of the worker in Slurm, and on its own host
+
+
+def test_a_conversion_in_slurm_is_not_looked_for_among_all_jobs_at_each_listing(site):
+    """It is no job of a record: all records were read in the supervising thread, every fifteen seconds."""
+    asked = []
+    site.restart(live_tokens=lambda: asked.append(1) or set(), command_tokens=lambda: {"gw-test-c1"})
+    running(site)
+    rows = {"gw-test-c1": [QueueRow(SlurmJobId("7"), "RUNNING", "None", "gw-test-c1")]}
+    for _ in range(3):
+        site.supervisor._queue.end_orphans(rows)
+    assert not asked
+    assert not site.calls("cancel")
+
+
+def test_a_job_of_nobody_is_cancelled_unless_another_worker_carries_it(site):
+    site.restart(live_tokens=lambda: {"gw-test-2"})
+    rows = {name: [QueueRow(SlurmJobId("7"), "RUNNING", "None", name)] for name in ("gw-test-1", "gw-test-2")}
+    for _ in range(2):
+        site.supervisor._queue.end_orphans(rows)
+    assert site.calls("cancel") == [("gw-test-1",)]
+
+
+def test_few_direct_runs_are_under_way_at_once_and_all_have_their_turn(tmp_path):
+    """Each had a thread and a container on the worker's host, however many a form, or somebody with a script, asked for."""
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    class Counting(FakeCommandRunner):
+        def stream(self, argv, **how):
+            nonlocal under_way, most
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            time.sleep(0.01)
+            with lock:
+                under_way -= 1
+            return super().stream(argv, **how)
+
+    script = tmp_path / "job.slurm"
+    script.touch()
+    cluster = DirectCluster(
+        Counting({"/bin/bash": FakeAnswer()}), FakeClock(), limit_seconds=5.0, most_at_once=3
+    )
+    before = threading.active_count()
+    ids = [cluster.submit(Submission(f"gw-{n}", script, tmp_path / "out")) for n in range(30)]
+    assert threading.active_count() - before <= 3
+    cluster.cancel(["gw-29"])
+    wait_until(lambda: {cluster.describe(job).state for job in ids} <= FINAL_STATES, cluster.snapshot)
+    assert most <= 3
+    assert cluster.describe(ids[-1]).state == "CANCELLED"
+    assert {cluster.describe(job).state for job in ids[:-1]} == {"COMPLETED"}
+
+
+# -- accounting
+
+
+def test_a_question_to_the_accounting_that_was_ordered_twice_is_asked_once(tmp_path):
+    """While no thread was free it was ordered every five seconds, and asked as often, also for no job at all."""
+    asked = []
+    clock = FakeClock()
+    accounting = Accounting(lambda ids: asked.append(list(ids)) or {}, None, clock, tmp_path)
+    accounting.job_ended("t1", JobState(slurm_job_id="7", token="gw-1", started={"node": "n1"}))
+    clock.advance(10)
+    assert accounting.is_due()
+    accounting.look()
+    accounting.look()
+    assert asked == [["7"]]
+
+
+@pytest.mark.parametrize("line", ["hetjob", "--array=1-10"])
+def test_a_sites_template_may_not_make_several_jobs_of_one_either(tmp_path, line):
+    """Only the head of a submit script was looked at."""
+    template = tmp_path / "site.slurm"
+    template.write_text(
+        '{% extends "singularity.slurm" %}\n{% block head %}\n#SBATCH ' + line + "\n{% endblock %}\n"
+    )
+    preparation = Preparation(None, SimpleNamespace(script_template=template), None)
+    script = JobScript("gw-1", "/run", "/spool", "/log", "/scratch", ("true",))
+    with pytest.raises(NotSupported, match=line.split("=")[0]):
+        preparation._rendered(script)
