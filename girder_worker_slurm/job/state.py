@@ -7,18 +7,57 @@ of a job is an entry first and a new state second, so that a restarted worker ar
 from __future__ import annotations
 
 import enum
+import itertools
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 #: Why a job whose Girder job was deleted is cancelled; nothing is reported about it.
 DELETED = "deleted"
 #: Clocks that are kept together differ by less.
 _CLOCK_TOLERANCE_SECONDS = 60.0
+
+
+class GrowingSet(AbstractSet[str]):
+    """A set of texts that does not change; one with a text more costs as little at any size.
+
+    Both share what they have in common, as long as only one has grown out of this one.
+    """
+
+    __slots__ = ("_places", "_size")
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        self._size = len(self._places)
+
+    def with_one_more(self, text: str) -> GrowingSet:
+        """This set and one text."""
+        if text in self:
+            return self
+        grown = GrowingSet(() if len(self._places) == self._size else self)
+        if len(self._places) == self._size:
+            grown._places = self._places
+        grown._places[text] = self._size
+        grown._size = self._size + 1
+        return grown
+
+    def __contains__(self, text: object) -> bool:
+        place = self._places.get(text) if isinstance(text, str) else None
+        return place is not None and place < self._size
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.islice(self._places, self._size)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"GrowingSet({list(self)})"
 
 
 class Phase(enum.IntEnum):
@@ -174,7 +213,7 @@ class JobState:
     #: Those that were begun and are not finished.
     uploads: Mapping[str, str] = field(default_factory=dict)
     upload_offsets: Mapping[str, int] = field(default_factory=dict)
-    uploaded: frozenset[str] = frozenset()
+    uploaded: GrowingSet = field(default_factory=GrowingSet)
     result_sent: bool = False
     log_path: str = ""
 
@@ -205,7 +244,7 @@ def fold(entries: Iterable[Mapping[str, Any]]) -> JobState:
     # Thousands of output files: these three grow in place here, where nobody else sees them yet.
     uploads: dict[str, str] = {}
     offsets: dict[str, int] = {}
-    uploaded: set[str] = set()
+    uploaded: dict[str, None] = {}
     for entry in entries:
         event = entry.get("event")
         if event == "upload":
@@ -213,12 +252,12 @@ def fold(entries: Iterable[Mapping[str, Any]]) -> JobState:
         elif event == "upload_at":
             offsets[entry["key"]] = int(entry["offset"])
         elif event == "uploaded":
-            uploaded.add(entry["key"])
+            uploaded[entry["key"]] = None
             uploads.pop(entry["key"], None)
             offsets.pop(entry["key"], None)
         else:
             state = apply(state, entry)
-    return replace(state, uploads=uploads, upload_offsets=offsets, uploaded=frozenset(uploaded))
+    return replace(state, uploads=uploads, upload_offsets=offsets, uploaded=GrowingSet(uploaded))
 
 
 def apply(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -376,7 +415,7 @@ def _uploaded(state: JobState, entry: Mapping[str, Any]) -> JobState:
         state,
         uploads={known: upload for known, upload in state.uploads.items() if known != key},
         upload_offsets={known: offset for known, offset in state.upload_offsets.items() if known != key},
-        uploaded=state.uploaded | {key},
+        uploaded=state.uploaded.with_one_more(key),
     )
 
 

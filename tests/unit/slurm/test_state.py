@@ -56,7 +56,7 @@ def test_the_whole_story_ends_closed_with_everything_known():
     assert state.girder.job_id == "7"
     assert state.user == GirderUser("u1", "ada")
     assert (state.accepted_at, state.submitted_at, state.slurm_job_id) == (5.0, 6.0, "11")
-    assert state.uploads == {"0:a": "u1"}
+    assert (state.uploads, state.uploaded) == ({}, {"0:a"})
     assert state.uploaded == {"0:a"}
     assert state.hooks_done == {0}
     assert state.result_sent

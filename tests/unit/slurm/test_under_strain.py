@@ -30,6 +30,7 @@ from girder_worker_slurm.cluster.tree_transfer import left_entries
 from girder_worker_slurm.errors import (
     ClusterUnreachable,
     GirderUnreachable,
+    NotSupported,
     OutputRefused,
     OwnershipLost,
     Unreachable,
@@ -39,7 +40,7 @@ from girder_worker_slurm.girder.log_feed import LogFeed
 from girder_worker_slurm.girder.outputs import make_safe
 from girder_worker_slurm.job.accounting import Accounting
 from girder_worker_slurm.job.preparation import Preparation
-from girder_worker_slurm.job.state import GirderJob, JobState, Outcome, apply
+from girder_worker_slurm.job.state import GirderJob, GrowingSet, JobState, Outcome, apply
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.script.render import JobScript, forbidden_head_option
@@ -741,3 +742,14 @@ def test_a_sites_template_may_not_make_several_jobs_of_one_either(tmp_path, line
     script = JobScript("gw-1", "/run", "/spool", "/log", "/scratch", ("true",))
     with pytest.raises(NotSupported, match=line.split("=")[0]):
         preparation._rendered(script)
+
+
+def test_a_set_that_grows_leaves_those_before_it_as_they_were():
+    empty = GrowingSet()
+    one = empty.with_one_more("a")
+    two, other = one.with_one_more("b"), one.with_one_more("c")
+    assert (set(empty), set(one), set(two), set(other)) == (set(), {"a"}, {"a", "b"}, {"a", "c"})
+    assert "c" not in two
+    assert one.with_one_more("a") is one
+    assert two == {"b", "a"}
+    assert len(other.with_one_more("b")) == 3
