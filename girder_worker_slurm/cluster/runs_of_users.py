@@ -53,6 +53,13 @@ class RunsOfUsers:
         with self._lock:
             return tuple(self._made)
 
+    def close_idle(self) -> None:
+        """Ends the programs that nobody has asked for long: the users whose jobs are over may be many."""
+        with self._lock:
+            made = tuple(self._made.values())
+        for runs in made:
+            runs.close_idle()
+
     def close(self) -> None:
         """Ends all programs."""
         with self._lock:

@@ -44,8 +44,13 @@ _ANSWER_SECONDS = 30.0
 _TRANSFER_SECONDS = 120.0
 #: For thousands of files on a slow file system.
 _WORK_SECONDS = 600.0
-#: A user whose files cannot be reached is not tried for so long: others must not wait.
+#: A user whose files cannot be reached is not tried for so long: others must not wait. It doubles, some times, with
+#: each silence that others had to wait for.
 _PAUSE_SECONDS = 20.0
+_MOST_DOUBLINGS = 5
+_SILENCE_SECONDS = 5.0
+#: A program that nobody has asked for so long is ended.
+_IDLE_SECONDS = 600.0
 
 
 class UserUnreachable(OSError):
@@ -79,8 +84,9 @@ class UserRunFiles:
         self._transfers = transfers
         self._start = start
         self._clock = clock
-        self._lines = _Line(self._new_program, _ANSWER_SECONDS), _Line(self._new_program, _WORK_SECONDS)
+        self._lines = tuple(_Line(self, clock, seconds) for seconds in (_ANSWER_SECONDS, _WORK_SECONDS))
         self._paused_until = 0.0
+        self._silences = 0
         self._why_paused: UserUnreachable | None = None
         self._is_prepared = False
 
@@ -94,6 +100,11 @@ class UserRunFiles:
         """Ends the programs."""
         for line in self._lines:
             line.close()
+
+    def close_idle(self) -> None:
+        """Ends the programs that have had nothing to do for long; they are started again when they have."""
+        for line in self._lines:
+            line.close_if_idle()
 
     def path(self, token: str) -> Path:
         """The directory of one attempt, as the nodes see it."""
@@ -135,7 +146,7 @@ class UserRunFiles:
     def hand_over(self, token: str, check: Callable[[], None]) -> None:
         """Copies the inputs into the run directory, and removes them here."""
         place = self._transfers / token / "in"
-        with contextlib.closing(self._new_program()) as program:
+        with contextlib.closing(self.new_program()) as program:
             program.send({"do": "put", "token": token})
             try:
                 for head, data in staged_entries(place, STAGED):
@@ -158,7 +169,7 @@ class UserRunFiles:
         draft.mkdir(mode=0o700, parents=True)
         receiver = TreeReceiver(draft, ("volume",))
         try:
-            with contextlib.closing(self._new_program()) as program:
+            with contextlib.closing(self.new_program()) as program:
                 program.send({"do": "collect", "token": token})
                 begun, _ = program.entry()
                 if begun.get("entry") != "begun":
@@ -261,35 +272,54 @@ class UserRunFiles:
     def _have_done(self, do: str, data: bytes = b"", **fields: Any) -> tuple[Any, bytes]:
         return self._lines[1].ask(do, data, **fields)
 
-    def _new_program(self) -> _Program:
-        if self._why_paused is not None and self._clock.monotonic() < self._paused_until:
+    # -- for the lines to its programs
+
+    def new_program(self) -> _Program:
+        """A program that has just been started; raises UserUnreachable, for a while without a try."""
+        begun = self._clock.monotonic()
+        if self._why_paused is not None and begun < self._paused_until:
             raise UserUnreachable(str(self._why_paused), is_refused=self._why_paused.is_refused)
         try:
             program = _Program(self._start(), self.user, self.uid)
         except (UserUnreachable, CommandError, KeyError) as error:
-            self._why_paused = (
+            why = (
                 error
                 if isinstance(error, UserUnreachable)
                 else UserUnreachable(f"Nothing can be run as {self.user}: {error}", is_refused=True)
             )
-            self._paused_until = self._clock.monotonic() + _PAUSE_SECONDS
-            raise self._why_paused from error
+            self.pause(why, since=begun)
+            raise why from error
         self._why_paused = None
         return program
+
+    def pause(self, why: UserUnreachable, *, since: float) -> None:
+        """Does not try this user for a while; for longer if others have waited, and waited before, since they were asked."""
+        now = self._clock.monotonic()
+        if now - since >= _SILENCE_SECONDS:
+            self._silences += 1
+        self._why_paused = why
+        self._paused_until = now + _PAUSE_SECONDS * 2 ** min(self._silences, _MOST_DOUBLINGS)
+
+    def has_answered(self) -> None:
+        """The user's programs can be relied on again."""
+        self._silences = 0
 
 
 class _Line:
     """One program at a time, asked by one thread at a time."""
 
-    def __init__(self, new_program: Callable[[], _Program], timeout_seconds: float) -> None:
-        self._new_program = new_program
+    def __init__(self, files: UserRunFiles, clock: Clock, timeout_seconds: float) -> None:
+        self._files = files
+        self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._program: _Program | None = None
+        self._asked_at = 0.0
 
     def ask(self, do: str, data: bytes = b"", **fields: Any) -> tuple[Any, bytes]:
         """Asks the program; one that has died meanwhile is started again, and asked once more."""
         with self._lock:
+            self._asked_at = self._clock.monotonic()
             is_new = self._program is None
             try:
                 return self._ask(do, data, fields)
@@ -309,16 +339,32 @@ class _Line:
         with self._lock:
             self._forget()
 
+    def close_if_idle(self) -> None:
+        """Ends a program that nobody has asked for long."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._clock.monotonic() - self._asked_at >= _IDLE_SECONDS:
+                self._forget()
+        finally:
+            self._lock.release()
+
     def _ask(self, do: str, data: bytes, fields: dict[str, Any]) -> tuple[Any, bytes]:
-        self._program = self._program or self._new_program()
+        self._program = self._program or self._files.new_program()
         self._program.send({"do": do, **fields}, data)
-        return self._program.answer(self._timeout_seconds)
+        answer = self._program.answer(self._timeout_seconds)
+        self._files.has_answered()
+        return answer
 
     def _lost(self, error: Exception) -> UserUnreachable:
         said = "" if self._program is None else self._program.last_words()
         self._forget()
         why = " ".join(filter(None, (str(error) or "it ended", said)))
-        return UserUnreachable(f"girder-slurm-files gave no answer: {why}.")
+        lost = UserUnreachable(f"girder-slurm-files gave no answer: {why}.")
+        if isinstance(error, TimeoutError):
+            # It may be stopped, by whoever it runs as: all others have waited for it.
+            self._files.pause(lost, since=self._asked_at)
+        return lost
 
     def _forget(self) -> None:
         if self._program is not None:

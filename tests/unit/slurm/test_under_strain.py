@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import threading
@@ -23,10 +24,12 @@ from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
 from girder_worker_slurm.cluster.direct_cluster import DirectCluster
+from girder_worker_slurm.cluster.frames import PROTOCOL, frame
 from girder_worker_slurm.cluster.interface import QueueRow, SlurmJobId, Submission
 from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.cluster.tree_transfer import left_entries
+from girder_worker_slurm.cluster.user_run_files import UserRunFiles, UserUnreachable
 from girder_worker_slurm.errors import (
     ClusterUnreachable,
     GirderUnreachable,
@@ -753,3 +756,88 @@ def test_a_set_that_grows_leaves_those_before_it_as_they_were():
     assert one.with_one_more("a") is one
     assert two == {"b", "a"}
     assert len(other.with_one_more("b")) == 3
+
+
+# -- programs of other Unix users
+
+
+class Program:
+    """A `girder-slurm-files` that says who it is, and then answers, or nothing as long as one waits."""
+
+    def __init__(self, clock, *, is_stopped):
+        self._clock = clock
+        self.is_stopped = is_stopped
+        self.is_ended = False
+        hello = {"program": "girder-slurm-files", "protocol": PROTOCOL, "uid": os.getuid()}
+        self._said = io.BytesIO(frame(hello))
+
+    def send(self, data, *, timeout_seconds):
+        del data, timeout_seconds
+        self._said = io.BytesIO(b"" if self.is_stopped else frame({"value": []}))
+
+    def receive(self, count, *, timeout_seconds):
+        data = self._said.read(count)
+        if len(data) < count:
+            self._clock.advance(timeout_seconds)
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+        return data
+
+    def last_words(self):
+        return ""
+
+    def close(self):
+        self.is_ended = True
+
+
+def files_of_a_user(tmp_path, clock, *, is_stopped):
+    programs = []
+
+    def start():
+        programs.append(Program(clock, is_stopped=is_stopped))
+        return programs[-1]
+
+    made = UserRunFiles(
+        "daemon", tmp_path / "r", uid=os.getuid(), transfers=tmp_path, start=start, clock=clock
+    )
+    return made, programs
+
+
+def test_a_user_who_stops_the_program_that_runs_as_them_does_not_stop_all_others(tmp_path):
+    """The thread that looks at all events waited half a minute for it, every half a minute: `kill -STOP` in a loop."""
+    clock = FakeClock()
+    made, programs = files_of_a_user(tmp_path, clock, is_stopped=True)
+    waited, until = 0.0, clock.monotonic() + 4 * 3600
+    while clock.monotonic() < until:
+        begun = clock.monotonic()
+        with pytest.raises(UserUnreachable):
+            made.events()
+        waited += clock.monotonic() - begun
+        clock.advance(0.25)
+    assert waited < 0.08 * 4 * 3600
+    assert all(program.is_ended for program in programs)
+
+
+def test_a_file_system_that_was_slow_once_is_tried_again_soon(tmp_path):
+    clock = FakeClock()
+    made, programs = files_of_a_user(tmp_path, clock, is_stopped=True)
+    with pytest.raises(UserUnreachable):
+        made.events()
+    programs.clear()
+    clock.advance(41.0)
+    made._start = lambda: Program(clock, is_stopped=False)
+    assert made.events() == []
+    assert made._silences == 0
+
+
+def test_programs_of_users_whose_jobs_are_over_are_ended(tmp_path):
+    """Two processes for each Unix user who ever had a job, until the worker was stopped."""
+    clock = FakeClock()
+    made, programs = files_of_a_user(tmp_path, clock, is_stopped=False)
+    made.events()
+    made.close_idle()
+    assert [program.is_ended for program in programs] == [False]
+    clock.advance(601.0)
+    made.close_idle()
+    assert [program.is_ended for program in programs] == [True]
+    assert made.events() == []
+    assert len(programs) == 2
