@@ -49,6 +49,8 @@ class ServerPlugin:
         self._session = session or girder_session()
         self._lock = threading.Lock()
         self._told: dict[str, _Told] = {}
+        #: A Girder that kept somebody waiting is not asked for as long as that took.
+        self._left_alone_until: dict[str, float] = {}
 
     def settings(self, job: GirderJob) -> Mapping[str, object]:
         """Girder's settings for Slurm, no older than a minute; empty if the plugin is not there.
@@ -58,9 +60,19 @@ class ServerPlugin:
         api_url = job.api_url
         with self._lock:  # the others wait for the one answer
             known = self._told.get(api_url)
-            if known is not None and known.is_fresh(self._clock.monotonic()):
+            now = self._clock.monotonic()
+            if known is not None and known.is_fresh(now):
                 return known.settings
-            answer = self._ask(api_url, job.token)
+            if now < self._left_alone_until.get(api_url, now):
+                # Whoever waited for an answer that did not come must not wait for another one, thread after thread.
+                msg = f"{api_url} did not answer a moment ago."
+                raise GirderUnreachable(msg)
+            try:
+                answer = self._ask(api_url, job.token)
+            except GirderUnreachable:
+                failed = self._clock.monotonic()
+                self._left_alone_until[api_url] = failed + (failed - now)
+                raise
         if answer is not None:
             return _settings_in(answer)
         # A token that has expired says nothing about the settings; Girder takes nothing else for it either.

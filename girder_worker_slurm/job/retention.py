@@ -91,7 +91,11 @@ class Retention:
         attempts: tuple[JobState | EarlierAttempt, ...] = (state, *state.earlier)
         for attempt in attempts:
             if attempt.token:
-                self._runs_of(attempt).remove(attempt.token)
+                runs = self._runs_of(attempt)
+                # What came after its end, as from a second copy: with the run directory it goes, in any user's spool.
+                for event in runs.events(attempt.token.__eq__):
+                    runs.keep(event)
+                runs.remove(attempt.token)
             if attempt.log_path:
                 self._runs_of(attempt).remove_log(Path(attempt.log_path))
         shutil.rmtree(path, ignore_errors=True)

@@ -160,6 +160,8 @@ class Supervisor:
         until = self._do.clock.monotonic() + timeout_seconds
         for thread in self._threads:
             thread.join(timeout_seconds)
+        for job in itertools.chain.from_iterable(self._to_cancel.values()):
+            job.is_busy = False  # its order has not been begun
         while self._do.clock.monotonic() < until and any(job.is_busy for job in self._jobs.values()):
             with contextlib.suppress(queue.Empty):
                 job, _, _ = self._finished.get(timeout=0.5)

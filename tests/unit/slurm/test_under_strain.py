@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import requests
 
 from girder_worker_singularity.command_runner import (
     CommandError,
@@ -41,8 +42,10 @@ from girder_worker_slurm.errors import (
 from girder_worker_slurm.girder.job_updates import JobStatus, JobUpdates
 from girder_worker_slurm.girder.log_feed import LogFeed
 from girder_worker_slurm.girder.outputs import make_safe
+from girder_worker_slurm.girder.server_plugin import ServerPlugin
 from girder_worker_slurm.job.accounting import Accounting
 from girder_worker_slurm.job.preparation import Preparation
+from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.state import GirderJob, GrowingSet, JobState, Outcome, apply
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
@@ -841,3 +844,60 @@ def test_programs_of_users_whose_jobs_are_over_are_ended(tmp_path):
     assert [program.is_ended for program in programs] == [True]
     assert made.events() == []
     assert len(programs) == 2
+
+
+def test_what_a_job_said_after_its_end_is_removed_with_it_from_any_users_spool(tmp_path):
+    """Of the spools only the worker's own was tidied: a second copy's word stayed in another user's for ever."""
+    site = Site(tmp_path)
+    site.users = MAPPING
+    site.restart()
+    site.task()
+    site.run_to_the_end()
+    state = site.state()
+    spool = site.others["daemon"].spool
+    words = {"token": state.token, "kind": "refused", "nonce": "x", "slurm_job_id": "9", "why": "claimed"}
+    (spool / f"{state.token}.refused.9.0.json").write_text(json.dumps(words))
+    (spool / "gw-test-other.refused.9.0.json").write_text(json.dumps({**words, "token": "gw-test-other"}))
+    runs_of = site.supervisor._do.runs_of
+    retention = Retention(site.root, runs_of, site.clock, keep_days=7, keep_failed_days=30)
+    site.clock.advance(time.time() - site.clock.now() + 8 * 86400)
+    assert retention.remove_old() == 1
+    assert [path.name for path in spool.iterdir()] == ["gw-test-other.refused.9.0.json"]
+    assert not (site.others["daemon"].root / state.token).exists()
+
+
+# -- stopping, and a Girder that hangs
+
+
+def test_a_stop_does_not_wait_for_cancels_that_were_not_begun(site):
+    (job,) = running(site)
+    live = site.job(job)
+    live.is_busy = True
+    site.supervisor._to_cancel[""] = [live]
+    begun = site.clock.monotonic()
+    site.supervisor.stop()
+    assert site.clock.monotonic() == begun
+    assert not live.is_busy
+
+
+def test_threads_that_wait_for_one_answer_of_girder_do_not_each_wait_for_one_of_their_own():
+    """Four threads that also cancel in Slurm: each waited a minute, one after the other."""
+    asked = []
+
+    class Hanging:
+        def get(self, url, **_how):
+            asked.append(url)
+            clock.advance(60.0)
+            raise requests.ReadTimeout
+
+    clock = FakeClock()
+    plugin = ServerPlugin(clock, Hanging())
+    job = GirderJob("http://girder/api/v1/job/1", "secret")
+    for _ in range(4):
+        with pytest.raises(GirderUnreachable):
+            plugin.settings(job)
+    assert len(asked) == 1
+    clock.advance(61.0)
+    with pytest.raises(GirderUnreachable):
+        plugin.settings(job)
+    assert len(asked) == 2
