@@ -12,13 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage
 from girder_worker_slurm.errors import RecordDamaged
 from girder_worker_slurm.job.state import Outcome, Phase
-from girder_worker_slurm.job.usage import ACCOUNTED_FILE, accounted_sentence, usage_of
+from girder_worker_slurm.job.usage import ACCOUNTED_FILE, accounted_sentence, sentence_so_far, usage_of
 from girder_worker_slurm.job.verdict import final_outcome, owed_to_girder
 from girder_worker_slurm.records.cancel_request import cancel_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from girder_worker_slurm.cluster.slurm_accounting import UsageSoFar
     from girder_worker_slurm.job.state import EarlierAttempt, JobState
     from girder_worker_slurm.records.record import Record
 
@@ -136,7 +137,9 @@ def view(record: Record) -> JobView:
     )
 
 
-def details(record: Record, jobs_root: Path, *, log_lines: int) -> dict[str, Any]:
+def details(
+    record: Record, jobs_root: Path, *, log_lines: int, so_far: UsageSoFar | None = None
+) -> dict[str, Any]:
     """Everything about a job that a person may see, ready for JSON."""
     state = record.state
     has_end = state.phase >= Phase.DECIDED and (state.verdict is not None or bool(state.cancel))
@@ -161,6 +164,7 @@ def details(record: Record, jobs_root: Path, *, log_lines: int) -> dict[str, Any
         "submitted_at": iso(state.submitted_at),
         "started": _event(state.started),
         "ended": _event(state.ended),
+        "usage_so_far": None if so_far is None else {**asdict(so_far), "sentence": sentence_so_far(so_far)},
         "usage": None if usage is None else {**asdict(usage), "sentence": usage.sentence()},
         "accounted": _accounted(record.path),
         "cancel": state.cancel or cancel_request(record.path),

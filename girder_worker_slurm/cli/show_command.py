@@ -17,7 +17,7 @@ def show_command(*, job: str, lines: int, as_json: bool) -> None:
     """Show everything that is known about JOB: ids, times, directories, how it ended, the end of its log.
 
     JOB is the id of the Girder job, of the Slurm job or of the task, the name of the Slurm job, or the beginning of one
-    of them (not of the Slurm job's id). No token or password is ever shown.
+    of them (not of the Slurm job's id). What a running job has used so far is asked of Slurm (sstat), where it measures that. No token or password is ever shown.
 
     \b
     Examples:
@@ -25,10 +25,14 @@ def show_command(*, job: str, lines: int, as_json: bool) -> None:
       girder-slurm show 48213 --json
     """  # noqa: D301 - click wants the character
     from girder_worker_slurm.cli.job_view import details  # noqa: PLC0415 - the help must come at once
-    from girder_worker_slurm.cli.site import find_job, site_jobs_root  # noqa: PLC0415
+    from girder_worker_slurm.cli.running_job import usage_so_far  # noqa: PLC0415
+    from girder_worker_slurm.cli.site import find_job, site_jobs_root, site_settings  # noqa: PLC0415
 
-    root = site_jobs_root()
-    found = details(find_job(root, job), root.path, log_lines=lines)
+    settings = site_settings()
+    root = site_jobs_root(settings)
+    record = find_job(root, job)
+    so_far = usage_so_far(settings, record.state)
+    found = details(record, root.path, log_lines=lines, so_far=so_far)
     if as_json:
         print_json(found)
     else:
@@ -60,6 +64,7 @@ def _print(found: dict[str, Any]) -> None:
         ("started", started.get("at", "")),
         ("ended", ended.get("at", "")),
         ("exit code", ended.get("exit_code", "")),
+        ("usage so far", (found["usage_so_far"] or {}).get("sentence", "")),
         ("usage", (found["usage"] or {}).get("sentence", "")),
         ("accounting", (found["accounted"] or {}).get("sentence", "")),
         (

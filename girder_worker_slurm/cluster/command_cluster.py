@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandResult, CommandRunner
     from girder_worker_slurm.cluster.budget import CallBudget
-    from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage
+    from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage, UsageSoFar
     from girder_worker_slurm.options.partitions import Partition
 
 #: What sbatch may see of the worker's environment: it copies everything into the job. SLURM_*, SBATCH_* and the
@@ -184,6 +184,22 @@ class CommandCluster:
             msg = f"sacct failed: {_last_lines(result)}"
             raise ClusterUnreachable(msg)
         return slurm_accounting.parse_sacct(result.stdout)
+
+    def usage_so_far(self, slurm_job_id: SlurmJobId, token: str) -> UsageSoFar | None:
+        """What a running job has used by now; None where Slurm does not measure that, or does not tell this user.
+
+        None as well if the job of this id has another name, or does not run. Raises ClusterUnreachable.
+        """
+        detail = self.describe(slurm_job_id)
+        if detail is None or detail.token != token or detail.state != "RUNNING":
+            return None
+        try:
+            result = self._run(slurm_accounting.sstat_arguments(slurm_job_id))
+        except CommandNotFound:
+            return None
+        except CommandError as error:
+            raise ClusterUnreachable(str(error)) from error
+        return slurm_accounting.parse_sstat(result.stdout, slurm_job_id) if result.returncode == 0 else None
 
     def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """See `Cluster.cancel`."""

@@ -1,4 +1,4 @@
-"""What Slurm's accounting says about jobs that have ended: sacct's command line and its answer. Pure."""
+"""What Slurm's accounting says about jobs: of those that have ended sacct's, of one that runs sstat's. Command lines and answers. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES, first_word
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_RUNNING_FIELDS = "JobID,NTasks,AveCPU,MaxRSS"
 _FIELDS = "JobIDRaw,JobName,State,ElapsedRaw,TotalCPU,MaxRSS,NodeList"
 _MIB = {"": 1 / 1024**2, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _SECONDS = re.compile(r"[0-9]{1,12}")
@@ -42,13 +43,13 @@ def sacct_arguments(slurm_job_ids: Sequence[str]) -> list[str]:
 
 def parse_sacct(stdout: str) -> dict[str, AccountedUsage]:
     """The jobs that have ended, by id; a line that is none of ours (a banner) is passed over."""
-    rows = [line.split("|") for line in stdout.splitlines() if line.count("|") == _FIELDS.count(",")]
+    rows = _rows(stdout, _FIELDS)
     peaks: dict[str, float] = {}
     for job_id, *_, memory, _nodes in rows:
-        found = _MEMORY.fullmatch(memory)
-        if found is not None:
+        peak = _mib(memory)
+        if peak is not None:
             base = job_id.partition(".")[0]
-            peaks[base] = max(peaks.get(base, 0.0), float(found[1]) * _MIB[found[2]])
+            peaks[base] = max(peaks.get(base, 0.0), peak)
     return {
         job_id: AccountedUsage(
             token,
@@ -60,6 +61,50 @@ def parse_sacct(stdout: str) -> dict[str, AccountedUsage]:
         for job_id, token, state, elapsed, cpu, _memory, nodes in rows
         if re.fullmatch(r"[0-9]+", job_id) and first_word(state) in FINAL_STATES
     }
+
+
+@dataclass(frozen=True)
+class UsageSoFar:
+    """What a job that runs has used by now; None is what is not known."""
+
+    cpu_seconds: float | None
+    memory_peak_mib: float | None
+    """The most that one process tree of one of its steps had."""
+
+
+def sstat_arguments(slurm_job_id: str) -> list[str]:
+    """Asks for all steps of a running job."""
+    if not re.fullmatch(r"[0-9]+", slurm_job_id):
+        msg = f"{slurm_job_id!r} is not a Slurm job id."
+        raise ValueError(msg)
+    head = ["sstat", "--noheader", "--parsable2", "--allsteps"]
+    return [*head, f"--jobs={slurm_job_id}", f"--format={_RUNNING_FIELDS}"]
+
+
+def parse_sstat(stdout: str, slurm_job_id: str) -> UsageSoFar | None:
+    """What the steps of this job have used together; None if there is nothing about it, as before its first measurement."""
+    seconds, peaks = [], []
+    for step, tasks, cpu, memory in _rows(stdout, _RUNNING_FIELDS):
+        if step.partition(".")[0] != slurm_job_id:
+            continue  # a banner
+        average = accounted_seconds(cpu)
+        if average is not None and _SECONDS.fullmatch(tasks):
+            seconds.append(average * int(tasks))
+        peak = _mib(memory)
+        if peak:
+            peaks.append(peak)
+    if not seconds and not peaks:
+        return None
+    return UsageSoFar(sum(seconds) if seconds else None, max(peaks, default=None))
+
+
+def _rows(stdout: str, fields: str) -> list[list[str]]:
+    return [line.split("|") for line in stdout.splitlines() if line.count("|") == fields.count(",")]
+
+
+def _mib(memory: str) -> float | None:
+    found = _MEMORY.fullmatch(memory)
+    return None if found is None else float(found[1]) * _MIB[found[2]]
 
 
 def accounted_seconds(text: str) -> float | None:

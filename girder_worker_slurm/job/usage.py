@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage
+    from girder_worker_slurm.cluster.slurm_accounting import AccountedUsage, UsageSoFar
     from girder_worker_slurm.job.state import JobState
 
 _TIME = re.compile(r"([0-9]{1,9})m([0-9]{1,2})[.,]([0-9]{1,6})s")
@@ -87,6 +87,16 @@ def accounted_sentence(usage: AccountedUsage) -> str:
     used = f"used {' and '.join(parts)}; ran" if parts else "ran"
     how_long = f" {_duration(usage.run_seconds)}" if usage.run_seconds is not None else ""
     return f"By Slurm's accounts it {used}{how_long}{f' on {usage.nodes}' if usage.nodes else ''}."
+
+
+def sentence_so_far(usage: UsageSoFar) -> str:
+    """What a job that runs has used by now, in words."""
+    parts = []
+    if usage.memory_peak_mib is not None:
+        parts.append(f"{_memory(usage.memory_peak_mib)} of memory at most")
+    if usage.cpu_seconds is not None:
+        parts.append(f"{_duration(usage.cpu_seconds)} of processor time")
+    return " and ".join(parts)
 
 
 def cpu_seconds(times: str) -> float | None:

@@ -254,6 +254,17 @@ def test_all_jobs_of_a_name_are_cancelled_and_no_other(queue):
     queue.detail(bystander, "PENDING")
 
 
+def test_many_jobs_are_cancelled_at_once_and_no_other(queue):
+    tokens, other = [queue.endless() for _ in range(7)], queue.endless()
+    waiting = [queue.submit(token, *WAITS) for token in tokens]
+    bystander = queue.submit(other, *WAITS)
+    queue.cluster.cancel(tokens)
+    for job_id in waiting:
+        queue.detail(job_id, "CANCELLED")
+    queue.detail(bystander, "PENDING")
+    queue.cluster.cancel(tokens)  # which have ended
+
+
 def test_a_running_job_that_is_cancelled_tells_that_it_was_asked_to_end(lab):
     token = lab.endless()
     job_id = lab.submit(token)

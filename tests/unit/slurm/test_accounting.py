@@ -6,18 +6,24 @@ import json
 
 import pytest
 
-from girder_worker_singularity.testing import FakeClock
+from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
+from girder_worker_slurm.cluster.budget import CallBudget
+from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
+from girder_worker_slurm.cluster.interface import SlurmJobId
 from girder_worker_slurm.cluster.slurm_accounting import (
     AccountedUsage,
+    UsageSoFar,
     accounted_seconds,
     is_absent,
     parse_sacct,
+    parse_sstat,
     sacct_arguments,
+    sstat_arguments,
 )
 from girder_worker_slurm.errors import ClusterUnreachable, GirderUnreachable
 from girder_worker_slurm.job.accounting import Accounting
 from girder_worker_slurm.job.state import GirderJob, JobState
-from girder_worker_slurm.job.usage import accounted_sentence
+from girder_worker_slurm.job.usage import accounted_sentence, sentence_so_far
 
 # sacct of 22.05.8, with slurmdbd: a job with one step of srun, which ended with 3, and one that still runs.
 ANSWER = (
@@ -179,3 +185,84 @@ def test_a_record_that_was_removed_meanwhile_is_no_harm(bench):
     (bench.ended / "task1").rmdir()
     bench.pass_time()
     assert bench.updates.logs == []
+
+
+# As sstat writes it: the step of the script, and one of srun with four tasks.
+RUNNING = (
+    "Welcome to the cluster!\n17.batch|1|00:00:02|65292K\n17.0|4|01:30.500|61884K\n18.batch|1|09:00:00|9G\n"
+)
+
+
+def test_the_steps_of_a_running_job_are_added_up():
+    assert parse_sstat(RUNNING, "17") == UsageSoFar(2 + 4 * 90.5, 65292 / 1024)
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        ("", None),
+        ("17.batch||||\n17.batch\n", None),
+        ("17.batch|1||\n", None),
+        ("17.batch|1|213503982334-14:25:51|\n", None),
+        ("17.batch|1|00:00:00|0\n", UsageSoFar(0.0, None)),
+        ("17.batch|x|00:00:01|2M\n", UsageSoFar(None, 2.0)),
+        ("18.batch|1|00:00:01|2M\n", None),
+    ],
+)
+def test_what_sstat_does_not_know_is_not_known(answer, usage):
+    assert parse_sstat(answer, "17") == usage
+
+
+def test_sstat_is_asked_about_one_job_by_its_number():
+    assert "--jobs=17" in sstat_arguments("17")
+    for job_id in ("", "17,18", "--all", "17.batch"):
+        with pytest.raises(ValueError, match="not a Slurm job id"):
+            sstat_arguments(job_id)
+
+
+def running_cluster(**programs):
+    said = "JobId=17 JobName=gw-1 UserId=alice(1) JobState=RUNNING Reason=None Restarts=0 ExitCode=0:0 NodeList=n1"
+    answers = {"scontrol": FakeAnswer(stdout=f"{said}\n"), "sstat": FakeAnswer(stdout=RUNNING), **programs}
+    runner, clock = FakeCommandRunner(answers), FakeClock()
+    return CommandCluster(runner, clock, CallBudget(100.0, clock), CommandOptions(user="alice")), runner
+
+
+def test_a_running_job_is_asked_for_by_number_and_known_by_name():
+    cluster, runner = running_cluster()
+    assert cluster.usage_so_far(SlurmJobId("17"), "gw-1") == UsageSoFar(364.0, 65292 / 1024)
+    assert [call.argv[0] for call in runner.calls] == ["scontrol", "sstat"]
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        {
+            "sstat": FakeAnswer(
+                1, stderr="sstat: error: slurm_job_step_stat: there was an error: Invalid user id"
+            )
+        },
+        {"sstat": FakeAnswer()},
+        {"scontrol": FakeAnswer(stdout="JobId=17 JobName=gw-1 JobState=COMPLETING ExitCode=0:0\n")},
+        {"scontrol": FakeAnswer(stdout="JobId=17 JobName=another JobState=RUNNING ExitCode=0:0\n")},
+        {"scontrol": FakeAnswer(1, stderr="slurm_load_jobs error: Invalid job id specified")},
+    ],
+)
+def test_where_slurm_does_not_tell_nothing_is_known(programs):
+    cluster, _ = running_cluster(**programs)
+    assert cluster.usage_so_far(SlurmJobId("17"), "gw-1") is None
+
+
+def test_a_cluster_without_sstat_tells_nothing_and_one_that_hangs_is_not_waited_for():
+    cluster, runner = running_cluster()
+    del runner.programs["sstat"]
+    assert cluster.usage_so_far(SlurmJobId("17"), "gw-1") is None
+    cluster, _ = running_cluster(sstat=FakeAnswer(takes_seconds=1000.0))
+    with pytest.raises(ClusterUnreachable):
+        cluster.usage_so_far(SlurmJobId("17"), "gw-1")
+
+
+def test_what_a_job_has_used_so_far_is_said_in_words():
+    assert (
+        sentence_so_far(UsageSoFar(364.0, 63.8)) == "64 MiB of memory at most and 6 min 4 s of processor time"
+    )
+    assert sentence_so_far(UsageSoFar(None, 2048.0)) == "2.0 GiB of memory at most"

@@ -257,3 +257,38 @@ def test_titles_and_logs_give_the_terminal_no_orders(jobs, tmp_path):
         assert not {"\x1b", "\x07", "\u202e"} & set(result.output), arguments
     assert "x^Jstate: succeeded^[]0;owned^G\\u202e" in jobs.run("show", "task-1").stdout
     assert jobs.json("show", "task-1")["title"] == title
+
+
+def slurm_that_says(directory, **programs):
+    """Slurm's commands as lines of bash; the PATH that has them and no others."""
+    directory.mkdir()
+    for name, line in programs.items():
+        (directory / name).write_text(f"#!/bin/bash\n{line}\n")
+        (directory / name).chmod(0o755)
+    return str(directory)
+
+
+def test_show_says_what_a_running_job_has_used_so_far(jobs, tmp_path):
+    record = jobs.submitted("task-1", girder_id="66a1", slurm_job_id="17")
+    record.append("started", token=record.state.token, slurm_job_id="17", node="node7", at=1_700_000_020)
+    jobs.environment["PATH"] = slurm_that_says(
+        tmp_path / "bin",
+        scontrol=f"echo 'JobId=17 JobName={record.state.token} JobState=RUNNING ExitCode=0:0'",
+        sstat="echo '17.batch|1|00:02:03|65536K'",
+    )
+    assert (
+        "usage so far:   64 MiB of memory at most and 2 min 3 s of processor time\n"
+        in jobs.run("show", "17").stdout
+    )
+    assert jobs.json("show", "17")["usage_so_far"]["memory_peak_mib"] == 64.0
+    record.append("ended", token=record.state.token, slurm_job_id="17", exit_code=0, cause="exit")
+    assert jobs.json("show", "17")["usage_so_far"] is None
+
+
+def test_show_needs_no_slurm(jobs, tmp_path):
+    record = jobs.submitted("task-1", girder_id="66a1", slurm_job_id="17")
+    record.append("started", token=record.state.token, slurm_job_id="17", node="node7", at=1_700_000_020)
+    jobs.environment["PATH"] = slurm_that_says(tmp_path / "none")
+    assert jobs.json("show", "17")["usage_so_far"] is None
+    jobs.environment["PATH"] = slurm_that_says(tmp_path / "broken", scontrol="exit 1")
+    assert jobs.json("show", "17")["state"] == "running"
