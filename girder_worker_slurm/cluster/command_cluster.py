@@ -216,7 +216,7 @@ class CommandCluster:
             for row in rows
             if row.token in wanted
             and row.unix_user == unix_user
-            and row.state not in slurm_commands.FINAL_STATES
+            and row.state not in slurm_commands.FINAL_STATES | {"COMPLETING"}
         ]
         for command in slurm_commands.scancel_id_arguments(ids, kill=kill):
             self._ask(

@@ -259,5 +259,5 @@ def scancel_id_arguments(slurm_job_ids: Sequence[SlurmJobId], *, kill: bool) -> 
 
 
 def is_unknown_job(stderr: str) -> bool:
-    """Whether a command complained that there is no such job (any more)."""
-    return "Invalid job id" in stderr
+    """Whether a command complained that there is no such job (any more), or none that has not ended."""
+    return "Invalid job id" in stderr or "already completing or completed" in stderr

@@ -901,3 +901,16 @@ def test_threads_that_wait_for_one_answer_of_girder_do_not_each_wait_for_one_of_
     with pytest.raises(GirderUnreachable):
         plugin.settings(job)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_one_of_many_jobs_that_ends_meanwhile_does_not_spoil_the_order_for_all(kill):
+    listing = "".join(f"{number}|RUNNING|None|alice|gw-{number}\n" for number in range(1, 9))
+    listing += "9|COMPLETING|None|alice|gw-9\n"
+    words = "scancel: error: Kill job error on job id 3: Job/step already completing or completed"
+    cluster, runner, budget = cluster_with(
+        {"squeue": FakeAnswer(stdout=listing), "scancel": FakeAnswer(1, stderr=words)}, per_second=10.0
+    )
+    cluster.cancel([f"gw-{number}" for number in range(1, 10)], kill=kill)
+    assert "9" not in runner.calls[-1].argv
+    assert budget.calls_per_second == 10.0
