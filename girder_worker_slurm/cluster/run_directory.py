@@ -157,8 +157,17 @@ class RunDirectories:
 
     def spooled(self) -> list[str]:
         """The names of all files in the spool that may be events; each begins with a token and a dot."""
-        with os.scandir(self.spool) as entries:
-            return [entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")]
+        try:
+            with os.scandir(self.spool) as entries:
+                return [
+                    entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")
+                ]
+        except FileNotFoundError:
+            # Tidied away: without it no job can say how it ended. (A file system that is not mounted has neither of the two.)
+            if not self.root.is_dir():
+                raise
+            self.spool.mkdir(mode=0o700, exist_ok=True)
+            return []
 
     def kept_events(self, token: str) -> list[JobEvent]:
         """The events of one attempt that were taken out of the spool before."""

@@ -914,3 +914,24 @@ def test_one_of_many_jobs_that_ends_meanwhile_does_not_spoil_the_order_for_all(k
     cluster.cancel([f"gw-{number}" for number in range(1, 10)], kill=kill)
     assert "9" not in runner.calls[-1].argv
     assert budget.calls_per_second == 10.0
+
+
+# -- directories that are gone
+
+
+def test_a_spool_that_somebody_removed_is_made_again(site):
+    """No job could leave a word any more, and each ended as an error, also one whose analysis had succeeded."""
+    site.task()
+    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
+    site.runs.spool.rmdir()
+    site.run_for(1)
+    assert site.runs.spool.stat().st_mode & 0o777 == 0o700
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+
+
+def test_nothing_is_made_where_the_file_system_is_not_mounted(tmp_path):
+    runs = RunDirectories(tmp_path / "jobs")
+    with pytest.raises(FileNotFoundError):
+        runs.events()
+    assert list(tmp_path.iterdir()) == []
