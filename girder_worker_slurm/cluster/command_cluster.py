@@ -247,8 +247,14 @@ class CommandCluster:
             return False
         try:
             level = self._run(slurm_commands.admin_level_arguments(self._options.user))
-        except (CommandNotFound, CommandTimeout):
+        except CommandNotFound:
             return True
+        except CommandError as error:
+            raise ClusterUnreachable(str(error)) from error
+        if level.returncode != 0 and slurm_commands.is_unsure(level.stderr):
+            # Accounts that cannot be asked for a minute are no reason to refuse jobs.
+            msg = f"sacctmgr failed: {_last_lines(level)}"
+            raise ClusterUnreachable(msg)
         return level.returncode != 0 or not slurm_commands.is_operator(level.stdout)
 
     def _rows(self, result: CommandResult) -> tuple[QueueRow, ...]:

@@ -885,7 +885,7 @@ def test_threads_that_wait_for_one_answer_of_girder_do_not_each_wait_for_one_of_
     asked = []
 
     class Hanging:
-        def get(self, url, **_how):
+        def request(self, _method, url, **_how):
             asked.append(url)
             clock.advance(60.0)
             raise requests.ReadTimeout

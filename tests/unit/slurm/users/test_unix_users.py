@@ -183,6 +183,22 @@ def test_jobs_that_the_worker_could_not_see_are_not_submitted(level):
 
 
 @pytest.mark.parametrize(
+    "level",
+    [
+        FakeAnswer(takes_seconds=1000.0),
+        FakeAnswer(1, stderr="sacctmgr: error: Problem talking to the database: Connection refused"),
+    ],
+)
+def test_accounts_that_cannot_be_asked_for_a_while_are_no_reason_to_refuse_a_job(level):
+    """A job that came while slurmdbd was being restarted ended as an error."""
+    made, calls = private(level)
+    with pytest.raises(ClusterUnreachable) as caught:
+        made.submit(OF_ANOTHER)
+    assert not isinstance(caught.value, JobsHidden)
+    assert "sudo" not in [call.argv[0] for call in calls]
+
+
+@pytest.mark.parametrize(
     "how",
     [
         {"level": FakeAnswer(stdout="Operator\n")},
