@@ -45,7 +45,8 @@ _TRANSFER_SECONDS = 120.0
 #: For thousands of files on a slow file system.
 _WORK_SECONDS = 600.0
 #: A user whose files cannot be reached is not tried for so long: others must not wait. It doubles, some times, with
-#: each silence that others had to wait for.
+#: each silence that others had to wait for, within this time after the last one.
+_SUSPECT_SECONDS = 3600.0
 _PAUSE_SECONDS = 20.0
 _MOST_DOUBLINGS = 5
 _SILENCE_SECONDS = 5.0
@@ -87,6 +88,7 @@ class UserRunFiles:
         self._lines = tuple(_Line(self, clock, seconds) for seconds in (_ANSWER_SECONDS, _WORK_SECONDS))
         self._paused_until = 0.0
         self._silences = 0
+        self._suspect_until = 0.0
         self._why_paused: UserUnreachable | None = None
         self._is_prepared = False
 
@@ -296,13 +298,11 @@ class UserRunFiles:
         """Does not try this user for a while; for longer if others have waited, and waited before, since they were asked."""
         now = self._clock.monotonic()
         if now - since >= _SILENCE_SECONDS:
-            self._silences += 1
+            # Answers in between do not count: whoever stops a program can let it go on for a moment.
+            self._silences = self._silences + 1 if now < self._suspect_until else 1
+            self._suspect_until = now + _SUSPECT_SECONDS
         self._why_paused = why
         self._paused_until = now + _PAUSE_SECONDS * 2 ** min(self._silences, _MOST_DOUBLINGS)
-
-    def has_answered(self) -> None:
-        """The user's programs can be relied on again."""
-        self._silences = 0
 
 
 class _Line:
@@ -352,9 +352,7 @@ class _Line:
     def _ask(self, do: str, data: bytes, fields: dict[str, Any]) -> tuple[Any, bytes]:
         self._program = self._program or self._files.new_program()
         self._program.send({"do": do, **fields}, data)
-        answer = self._program.answer(self._timeout_seconds)
-        self._files.has_answered()
-        return answer
+        return self._program.answer(self._timeout_seconds)
 
     def _lost(self, error: Exception) -> UserUnreachable:
         said = "" if self._program is None else self._program.last_words()

@@ -216,8 +216,9 @@ class LogFeed:
         data = text.encode("utf-8", errors="replace")
         descriptor = os.open(self._record / "girder.log", os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "wb", buffering=0) as handle:
-            # Not at its end: a full disk may have left a part of something there.
-            handle.truncate(self._position.written)
+            if os.fstat(descriptor).st_size != self._position.written:
+                # A full disk has left a part of something there.
+                handle.truncate(self._position.written)
             handle.seek(self._position.written)
             view = memoryview(data)
             while view:

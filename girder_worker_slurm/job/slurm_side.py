@@ -135,9 +135,13 @@ class SlurmSide:
         for job in jobs:
             job.cancel_begun_at = job.cancel_begun_at or now
         # By name: a controller that crashed may have lost the job and given its id to another one.
+        stubborn = {
+            job
+            for job in jobs
+            if job not in never_started and now - job.cancel_begun_at >= _KILL_AFTER_SECONDS
+        }
         for kill in (False, True):
-            asked = [job for job in jobs if (now - job.cancel_begun_at >= _KILL_AFTER_SECONDS) is kill]
-            if asked:
+            if asked := [job for job in jobs if (job in stubborn) is kill]:
                 state = asked[0].state
                 tokens = [job.state.token for job in asked]
                 self._do.cluster_of(asked[0]).cancel(tokens, kill=kill, unix_user=state.unix_user)

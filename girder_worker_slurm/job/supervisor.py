@@ -392,8 +392,8 @@ class Supervisor:
 
     def _send_updates(self, now: float) -> None:
         """Sends log, progress and the news of the queue, within the budget, the longest waiting first."""
-        room = _UPDATES_PER_THREAD * self._rules.parallel_girder - self._updates_under_way
-        for job in self._updates.choose(self._jobs.values(), now, at_most=room):
+        most = max(_UPDATES_PER_THREAD * self._rules.parallel_girder, self._rules.updates_per_second)
+        for job in self._updates.choose(self._jobs.values(), now, at_most=most - self._updates_under_way):
             job.is_busy = True
             self._updates_under_way += 1
             self._pools["girder"].submit(self._flush, job, user=job.user)

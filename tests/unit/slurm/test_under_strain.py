@@ -259,6 +259,18 @@ def test_a_waiting_job_is_cancelled_in_slurm_although_its_claim_cannot_be_writte
     assert site.shown().status == 5
 
 
+def test_a_job_that_never_started_is_not_killed_but_cancelled_however_late(site):
+    site.task()
+    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
+    site.cluster.is_unreachable = True
+    site.revoked.add("t1")
+    site.run_for(120)
+    site.cluster.is_unreachable = False
+    site.run_to_the_end(steps_slurm=False)
+    assert not site.calls("kill")
+    assert site.shown().status == 5
+
+
 # -- questions to Slurm
 
 
@@ -829,7 +841,20 @@ def test_a_file_system_that_was_slow_once_is_tried_again_soon(tmp_path):
     clock.advance(41.0)
     made._start = lambda: Program(clock, is_stopped=False)
     assert made.events() == []
-    assert made._silences == 0
+
+
+def test_a_program_that_is_let_go_on_for_a_moment_is_left_alone_for_longer_all_the_same(tmp_path):
+    clock = FakeClock()
+    made, programs = files_of_a_user(tmp_path, clock, is_stopped=False)
+    waited, until = 0.0, clock.monotonic() + 4 * 3600
+    while clock.monotonic() < until:
+        begun = clock.monotonic()
+        with contextlib.suppress(UserUnreachable):
+            made.events()
+            programs[-1].is_stopped = True
+        waited += clock.monotonic() - begun
+        clock.advance(0.25)
+    assert waited < 0.08 * 4 * 3600
 
 
 def test_programs_of_users_whose_jobs_are_over_are_ended(tmp_path):
