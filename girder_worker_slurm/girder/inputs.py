@@ -7,6 +7,7 @@ cluster sees directly is mounted read-only instead of downloaded; addresses and 
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ VOLUME_PREFIX = "/mnt/girder_worker"
 DIRECT_PREFIX = "/mnt/girder_direct_worker"
 #: Directory of the inputs in a task's volume.
 INPUTS = "inputs"
+#: Where a record keeps its task once the inputs are there.
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,16 @@ class StagedTask:
         }
 
     @classmethod
+    def of_record(cls, record: Path) -> StagedTask | None:
+        """The task that a record keeps; None if it keeps none that can be read."""
+        try:
+            return cls.from_json(json.loads((record / TASK_FILE).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> StagedTask:
-        """The task from its record."""
+        """The task as `as_json` gives it."""
         entrypoint = stored["entrypoint"]
         return cls(
             image=stored["image"],

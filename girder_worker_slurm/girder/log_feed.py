@@ -28,6 +28,8 @@ _GIRDER_LOG_BYTES = 4 * 1024**2
 _READ_BYTES = 256 * 1024
 _UPDATE_BYTES = 512 * 1024
 _TAIL_SHARE = 0.2
+#: So many that no update is put behind them.
+_UNKNOWN_ENTRIES = _GIRDER_LOG_BYTES
 _COMPARED_BYTES = 64 * 1024
 
 
@@ -196,12 +198,13 @@ class LogFeed:
     # -- the files
 
     def _load(self) -> FeedPosition:
+        log = self._record / "girder.log"
         try:
             stored = json.loads((self._record / "log.json").read_text(encoding="utf-8"))
             position = FeedPosition(**stored)
-        except (OSError, ValueError, TypeError):
-            position = FeedPosition()
-        log = self._record / "girder.log"
+        except (FileNotFoundError, ValueError, TypeError):
+            # If a power cut took it, what Girder has is not known any more: it gets all that there is, instead of that.
+            position = FeedPosition(entries=_UNKNOWN_ENTRIES if log.exists() else 0)
         if log.exists() and log.stat().st_size > position.written:
             os.truncate(log, position.written)
         return position

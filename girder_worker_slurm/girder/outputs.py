@@ -107,7 +107,7 @@ def deliver(
     results: list[Any] = []
     for index, hook in enumerate(decoded.hooks):
         if index in record.state.hooks_done:
-            results.append(getattr(hook, "folder_id", None) or getattr(hook, "item_id", None))
+            results.append(_known_result(hook))
             continue
         check()
         for client in clients:
@@ -115,6 +115,15 @@ def deliver(
         results.append(_run_hook(hook, volume, at))
         record.append("hook_done", index=index)
     return results
+
+
+def known_results(decoded: DecodedTask) -> list[Any]:
+    """What the hooks of a task have given, of which nothing else is known than that they have run."""
+    return [_known_result(hook) for hook in decoded.hooks]
+
+
+def _known_result(hook: Any) -> Any:
+    return getattr(hook, "folder_id", None) or getattr(hook, "item_id", None)
 
 
 def after_failure(

@@ -97,15 +97,24 @@ class Preparation:
             check=self._do.checker(job),
         )
         runs.hand_over(state.token, self._do.checker(job))
-        write_durably(job.record.path / "task.json", json.dumps(task.as_json()), sync=False)
+        write_durably(job.record.path / inputs.TASK_FILE, json.dumps(task.as_json()), sync=False)
         job.record.append("staged", cluster=DIRECT if self._is_waited_for(job, task) else "")
 
     def render(self, job: LiveJob) -> None:
         """Finds the image's SIF and writes script, argument file and environment file."""
         state = job.state
-        task = inputs.StagedTask.from_json(
-            json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
-        )
+        task = inputs.StagedTask.of_record(job.record.path)
+        if task is None:
+            # A power cut took what was not synced: its inputs are brought again.
+            job.record.append(
+                "attempt",
+                number=state.attempt,
+                token=state.token,
+                nonce=state.nonce,
+                unix_user=state.unix_user,
+                log_path=state.log_path,
+            )
+            return
         sif = job.sif or self._sif_at_hand(task)
         if sif is None or not take(sif.path, self._do.clock):
             job.sif = None

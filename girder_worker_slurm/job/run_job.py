@@ -333,10 +333,10 @@ class JobStory:
         rules = self._rules.archives
         if not rules.patterns:
             return
-        task = inputs.StagedTask.from_json(
-            json.loads((job.record.path / "task.json").read_text(encoding="utf-8"))
-        )
-        if not rules.fit(image_spellings(task.image), task.arguments[0] if task.arguments else ""):
+        task = inputs.StagedTask.of_record(job.record.path)
+        if task is None or not rules.fit(
+            image_spellings(task.image), task.arguments[0] if task.arguments else ""
+        ):
             return
         said = upload_new_files(
             decoded,
@@ -436,8 +436,12 @@ class JobStory:
             return
         task = str(message["task"])
         if end.outcome is Outcome.SUCCESS:
-            stored = job.record.path / "result.json"
-            value = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else []
+            try:
+                value = json.loads((job.record.path / "result.json").read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                value = []
+            except ValueError:  # a power cut took it
+                value = outputs.known_results(decoded)
             self._do.results.success(task, job.task_id, decoded, value)
         elif end.outcome is Outcome.ERROR:
             self._do.results.failure(task, job.task_id, decoded, end.sentence)

@@ -55,6 +55,7 @@ from tests.unit.slurm.http_girder import Mishap, http_girder
 from tests.unit.slurm.site import GirderJobOfFake, Site, broker_message, message_of
 from tests.unit.slurm.test_command_cluster import SUBMISSION
 from tests.unit.slurm.test_intake import Bench as IntakeBench
+from tests.unit.slurm.test_log_feed import Bench as FeedBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench
 from tests.unit.slurm.test_supervisor_threads import wait_until
 from tests.unit.slurm.test_unix_user_jobs import MAPPING
@@ -960,3 +961,59 @@ def test_nothing_is_made_where_the_file_system_is_not_mounted(tmp_path):
     with pytest.raises(FileNotFoundError):
         runs.events()
     assert list(tmp_path.iterdir()) == []
+
+
+# -- what a power cut took: a file that was replaced without a sync may be empty
+
+
+@pytest.mark.parametrize("left", [b"", b"\0\0\0\0", b"{}", None])
+@pytest.mark.fault("power cut between write and sync", phases=("inputs staging",))
+def test_a_task_whose_staged_form_is_gone_is_staged_again(site, left):
+    """The job ended as an error: an unexpected one, JSONDecodeError."""
+    site.one_step_a_turn = True
+    record = site.task()
+    site.run_until(lambda: site.entries()[-1] == "staged")
+    if left is None:
+        (record.path / "task.json").unlink()
+    else:
+        (record.path / "task.json").write_bytes(left)
+    site.one_step_a_turn = False
+    site.restart()
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+    assert len(site.calls("submit")) == 1
+
+
+@pytest.mark.fault("power cut between write and sync", phases=("status reporting",))
+def test_a_result_that_is_gone_is_sent_as_far_as_it_is_known(site):
+    """The caller of the task, or the next one of its chain, waited for ever."""
+    site.one_step_a_turn = True
+    record = site.task()
+    site.run_until(lambda: site.entries()[-1] == "delivered")
+    (record.path / "result.json").write_bytes(b"")
+    site.one_step_a_turn = False
+    site.restart()
+    site.run_to_the_end()
+    assert site.results.sent == [("success", "t1", [])]
+
+
+@pytest.mark.parametrize("left", [b"", None])
+@pytest.mark.fault("power cut between write and sync", phases=("running",))
+def test_a_log_of_which_is_not_known_what_girder_has_is_written_anew(tmp_path, left):
+    """All of it came a second time, behind the first."""
+    bench = FeedBench(tmp_path)
+    for line in ("one\n", "two\n"):
+        bench.write(line)
+        bench.feed.read()
+        bench.send()
+    assert bench.girder.text == "one\ntwo\n"
+    if left is None:
+        (bench.record / "log.json").unlink()
+    else:
+        (bench.record / "log.json").write_bytes(left)
+    bench.reload()
+    bench.write("three\n")
+    bench.feed.read()
+    for _ in range(3):
+        bench.send()
+    assert bench.girder.text == "one\ntwo\nthree\n"
