@@ -78,7 +78,10 @@ class SlurmSide:
         except SubmitUnsure:
             raise
         except SubmitRejected as error:
-            self._do.runs_of(state).claim(state.token, "refused by Slurm")
+            if not self._do.runs_of(state).claim(state.token, "refused by Slurm"):
+                # Meanwhile one that was given up for lost has started: it is looked up.
+                msg = f"Slurm refused the job, of which another submission runs: {error}"
+                raise SubmitUnsure(msg) from error
             raise SubmitRejected(str(error)) from error
         except Unreachable:
             # Slurm has certainly not taken it (a limit, or the command could not be run): no doubt to resolve.
@@ -108,7 +111,9 @@ class SlurmSide:
         job.missing = 0
         job.resubmits += 1
         if job.resubmits >= _MAX_SUBMITS:
-            self._do.runs_of(state).claim(state.token, "given up")
+            if not self._do.runs_of(state).claim(state.token, "given up"):
+                # At the last moment one of them has started.
+                raise Later(self._rules.resolve_seconds)
             job.record.decide(never_started(state, job.resubmits))
             return
         job.record.append("lost")

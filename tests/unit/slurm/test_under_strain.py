@@ -37,6 +37,8 @@ from girder_worker_slurm.errors import (
     NotSupported,
     OutputRefused,
     OwnershipLost,
+    SubmitRejected,
+    SubmitUnsure,
     Unreachable,
 )
 from girder_worker_slurm.girder.job_updates import JobStatus, JobUpdates
@@ -1017,3 +1019,44 @@ def test_a_log_of_which_is_not_known_what_girder_has_is_written_anew(tmp_path, l
     for _ in range(3):
         bench.send()
     assert bench.girder.text == "one\ntwo\nthree\n"
+
+
+# -- submissions that surface at the last moment
+
+
+@pytest.mark.fault("frozen controller takes a submission late", phases=("submitted",))
+def test_a_refusal_does_not_end_a_job_of_which_an_earlier_submission_runs(site):
+    """The claim was taken for the refused one, and whether it was got was not looked at: the running one was forgotten."""
+    submit, tries = site.cluster.submit, []
+
+    def late(submission):
+        tries.append(submission)
+        if len(tries) == 1:
+            raise SubmitUnsure("the controller is frozen")
+        site.cluster.start(submit(submission))
+        raise SubmitRejected("Invalid account")
+
+    site.cluster.submit = late
+    site.task()
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+    assert len(tries) == 2
+
+
+@pytest.mark.fault("frozen controller takes a submission late", phases=("submitted",))
+def test_a_submission_that_starts_while_it_is_given_up_is_not_given_up(site):
+    submit, claim, tries = site.cluster.submit, site.runs.claim, []
+
+    def unsure(submission):
+        tries.append(submission)
+        raise SubmitUnsure("the controller is frozen")
+
+    def claims(token, why):
+        if why == "given up":
+            site.cluster.start(submit(tries[0]))
+        return claim(token, why)
+
+    site.cluster.submit, site.runs.claim = unsure, claims
+    site.task()
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS
