@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from girder_worker_singularity.command_runner import (
     LocalCommandRunner,
 )
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
+from girder_worker_slurm import worker
 from girder_worker_slurm.celery_worker.result import CeleryResults
 from girder_worker_slurm.celery_worker.unhandled import UnhandledMessages
 from girder_worker_slurm.cluster.budget import CallBudget
@@ -1060,3 +1062,41 @@ def test_a_submission_that_starts_while_it_is_given_up_is_not_given_up(site):
     site.task()
     site.run_to_the_end()
     assert site.state().verdict.outcome is Outcome.SUCCESS
+
+
+# -- the lease
+
+
+def test_a_worker_whose_housekeeping_waits_for_slurm_still_shows_that_it_lives(monkeypatch):
+    """scancel of a frozen controller takes three minutes: others took the lease for stale, and its jobs over."""
+    monkeypatch.setattr(worker, "_HOUSEKEEPING_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "REFRESH_SECONDS", 0.01, raising=False)
+    may_go, waits, refreshed = threading.Event(), threading.Event(), []
+    nothing = SimpleNamespace(
+        start=lambda *_: None, stop=lambda: None, close=lambda: None, close_idle=lambda: None
+    )
+    conversions = SimpleNamespace(end_abandoned=lambda: (waits.set(), may_go.wait(10)))
+    parts = dict.fromkeys((field.name for field in fields(worker.SlurmWorker)), nothing)
+    root = SimpleNamespace(own_records=list, orphaned_records=lambda _clock: (), path="/jobs", worker_id="w1")
+    lease = SimpleNamespace(refresh=lambda: refreshed.append(1), release=lambda: None)
+    retention = SimpleNamespace(is_due=lambda: False, look_after=lambda: None)
+    made = worker.SlurmWorker(
+        **{
+            **parts,
+            "root": root,
+            "lease": lease,
+            "retention": retention,
+            "image_retention": retention,
+            "removed_images": None,
+            "conversions": conversions,
+            "accounting": None,
+        }
+    )
+    made.start()
+    try:
+        assert waits.wait(10)
+        seen = len(refreshed)
+        wait_until(lambda: len(refreshed) > seen + 3, lambda: refreshed)
+    finally:
+        may_go.set()
+        made.stop()
