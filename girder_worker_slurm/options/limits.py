@@ -41,6 +41,11 @@ _MAY_SPREAD = (_TASKS | _GPUS | {"ntasks-per-gpu", "ntasks-per-core", "ntasks-pe
 #: Options that give a job whole nodes, and values of `exclusive` that do not.
 _WHOLE_NODES = ("exclusive", "core-spec", "thread-spec")
 _SHARED = ("user", "mcs")
+#: Options that leave threads of cores idle, which are the job's all the same (seen: 22.05.8); and values that do not.
+_OF_CORES = ("hint", "threads-per-core", "ntasks-per-core")
+_WITH_ALL_THREADS = ("multithread",)
+#: Of a core, on all but a few kinds of processors.
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -160,12 +165,23 @@ def _processors(
 ) -> tuple[tuple[int, frozenset[str]], ...]:
     """The ways to say how many processors a job has, the largest of which counts, and by which options."""
     by_nodes = _TASKS if _needed_nodes(said) else frozenset({"nodes"})
-    return (
+    ways = (
         (tasks * max(1, _number(said, "cpus-per-task")), by_tasks | {"cpus-per-task"}),
         (tasks * of_each_task(said.get("tres-per-task", ""), "cpu"), by_tasks | {"tres-per-task"}),
         (gpus * _number(said, "cpus-per-gpu"), by_gpus | {"cpus-per-gpu"}),
         (_number(said, "mincpus") * _nodes(said), by_nodes | {"mincpus"}),
         (_at_least(said.get("extra-node-info", "")) * _nodes(said), by_nodes | {"extra-node-info"}),
+    )
+    if not _has_idle_threads(said):
+        return ways
+    return tuple((count * _THREADS, by | frozenset(_OF_CORES)) for count, by in ways)
+
+
+def _has_idle_threads(said: Mapping[str, str]) -> bool:
+    return (
+        said.get("hint", "multithread").lower() not in _WITH_ALL_THREADS
+        or said.get("threads-per-core") == "1"
+        or said.get("ntasks-per-core") == "1"
     )
 
 
@@ -174,10 +190,11 @@ def _memory(
 ) -> Iterator[_Amount]:
     """Of one node, on which all tasks may be."""
     per_node = {"ntasks": said["ntasks-per-node"]} if "ntasks-per-node" in said else {}
+    # Memory is not given for the threads that `hint` leaves idle, but for those of `ntasks-per-core` (seen: 22.05.8).
     one_node = {
         name: value
         for name, value in {**said, **per_node}.items()
-        if name not in ("nodes", "ntasks-per-node")
+        if name not in ("nodes", "ntasks-per-node", "hint", "threads-per-core")
     }
     tasks = _tasks(one_node)
     gpus = _gpus(one_node, tasks)

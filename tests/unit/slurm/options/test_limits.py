@@ -22,6 +22,8 @@ def asked(**options):
         {"time": "24:00:00"}, {"mem": "64G"}, {"mem_per_cpu": "4G", "cpus_per_task": "16"}, {"cpus_per_task": "16"},
         {"ntasks": "4", "cpus_per_task": "4"}, {"gres": "gpu:2"}, {"gpus": "a100:2"}, {"nodes": "1-2"},
         {"ntasks_per_node": "8", "nodes": "2"}, {"constraint": "big"},
+        {"cpus_per_task": "8", "hint": "nomultithread"}, {"cpus_per_task": "16", "hint": "multithread"},
+        {"cpus_per_task": "16", "threads_per_core": "2"}, {"mem_per_cpu": "5G", "cpus_per_task": "8", "hint": "compute_bound"},
     ],
 )  # fmt: skip
 def test_up_to_the_limit_a_job_may_ask(options):
@@ -40,6 +42,11 @@ def test_up_to_the_limit_a_job_may_ask(options):
         ({"cpus_per_task": "17"}, "17 processors"),
         ({"ntasks": "5", "cpus_per_task": "4"}, "20 processors"),
         ({"ntasks_per_node": "9", "nodes": "2"}, "18 processors"),
+        ({"cpus_per_task": "9", "hint": "nomultithread"}, "18 processors"),
+        ({"cpus_per_task": "9", "hint": "compute_bound"}, "18 processors"),
+        ({"cpus_per_task": "9", "threads_per_core": "1"}, "18 processors"),
+        ({"ntasks": "9", "ntasks_per_core": "1"}, "18 processors"),
+        ({"mem_per_cpu": "5G", "ntasks": "7", "ntasks_per_core": "1"}, "MiB of memory"),
         ({"gres": "gpu:3"}, "3 GPUs"),
         ({"gpus_per_node": "2", "nodes": "2"}, "4 GPUs"),
         ({"gpus_per_task": "1", "ntasks": "3"}, "3 GPUs"),
