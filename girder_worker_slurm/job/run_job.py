@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from girder_worker_singularity.run.image_rules import image_spellings
 from girder_worker_slurm.celery_worker.message import REQUEUED_HEADER
 from girder_worker_slurm.errors import (
     JobCancelled,
@@ -33,27 +32,24 @@ from girder_worker_slurm.errors import (
     JobError,
     MessageUndecodable,
     NotSupported,
-    OutputRefused,
     OwnershipLost,
 )
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.ingest import ingest_images
 from girder_worker_slurm.girder.job_updates import CANCELLED, FINAL, AccessRefused, JobStatus
-from girder_worker_slurm.girder.new_files import upload_new_files
 from girder_worker_slurm.girder.token_life import TOKEN_SECONDS
+from girder_worker_slurm.job.delivery import RESULT_FILE, Delivery
 from girder_worker_slurm.job.girder_side import GirderSide
 from girder_worker_slurm.job.preparation import Preparation
 from girder_worker_slurm.job.services import DIRECT, Later
 from girder_worker_slurm.job.slurm_side import SlurmSide, seconds_to_next_cancel
 from girder_worker_slurm.job.state import DELETED, GirderJob, Outcome, Phase, Verdict
 from girder_worker_slurm.job.verdict import final_outcome
-from girder_worker_slurm.records.record import directory_name, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from girder_worker_singularity.errors import ContainerError
-    from girder_worker_slurm.celery_worker.message import DecodedTask
     from girder_worker_slurm.girder.log_feed import LogFeed
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
@@ -94,6 +90,7 @@ class JobStory:
         self._girder = GirderSide(services, rules)
         self._slurm = SlurmSide(services, rules, self._girder)
         self._preparation = Preparation(services, rules, self._girder)
+        self._delivery = Delivery(services, rules, self._girder)
 
     @property
     def event_grace_seconds(self) -> float:
@@ -269,85 +266,14 @@ class JobStory:
         job.record.decide(verdict)
 
     def deliver(self, job: LiveJob) -> None:
-        """Brings the outputs to Girder."""
-        state = job.state
-        end = final_outcome(state)
-        if end.outcome is Outcome.SUCCESS and state.kind == "container":
-            decoded = self._do.decoded(job)
-            try:
-                if decoded.hooks:
-                    self._girder.ask_if_wanted(job)
-                at = self._outputs(job)
-                results = outputs.deliver(
-                    job.record,
-                    decoded,
-                    at=at,
-                    name=directory_name(job.task_id),
-                    api_url=self._rules.staging.api_url,
-                    check=self._do.checker(job),
-                )
-                self._keep_new_files(job, decoded, at)
-            except JobCancelled:
-                if not job.state.cancel:
-                    job.record.append("cancel", why=job.cancel_seen or "in Girder")
-                results = []
-            write_durably(job.record.path / "result.json", json.dumps(results, default=str), sync=False)
-        elif end.outcome is Outcome.ERROR and state.kind == "container" and state.token:
-            self._keep_artifacts(job)
+        """Brings the outputs to Girder; of an analysis that failed, what helps to find out why."""
+        end = final_outcome(job.state)
+        if job.state.kind == "container":
+            if end.outcome is Outcome.SUCCESS:
+                self._delivery.bring_outputs(job)
+            elif end.outcome is Outcome.ERROR and job.state.token:
+                self._delivery.bring_artifacts(job)
         job.record.append("delivered")
-
-    def _keep_artifacts(self, job: LiveJob) -> None:
-        """Uploads what a failed analysis left for those who look for the reason. Nothing of it is owed to anybody."""
-        decoded = self._do.decoded(job)
-        try:
-            at = self._outputs(job)
-            problems = outputs.after_failure(
-                decoded,
-                job.record,
-                api_url=self._rules.staging.api_url,
-                name=directory_name(job.task_id),
-                at=at,
-                check=self._do.checker(job),
-            )
-        except OutputRefused as error:
-            at, problems = None, [str(error)]
-        for problem in problems:
-            self._girder.feed(job).note(f"An artifact could not be kept: {problem}")
-        if job.state.started is not None and at is not None:
-            self._keep_new_files(job, decoded, at)
-
-    def _outputs(self, job: LiveJob) -> outputs.OutputPlace:
-        """Where they are; raises OutputRefused if they cannot be brought here, however often that is tried."""
-        runs, token = self._do.runs_of(job.state), job.state.token
-        kept = runs.path(token) / "volume"
-        try:
-            return outputs.OutputPlace(runs.outputs_place(token, self._do.checker(job)), kept)
-        except OSError as error:
-            if error.errno not in outputs.REFUSED_ERRORS:
-                raise
-            msg = f"The outputs cannot be read: {error.strerror} ({error.filename or kept}). They are kept in {kept}."
-            raise OutputRefused(msg) from error
-
-    def _keep_new_files(self, job: LiveJob, decoded: DecodedTask, at: outputs.OutputPlace) -> None:
-        """Uploads what the analysis wrote besides its outputs, if the site wants that for its image."""
-        rules = self._rules.archives
-        if not rules.patterns:
-            return
-        task = inputs.StagedTask.of_record(job.record.path)
-        if task is None or not rules.fit(
-            image_spellings(task.image), task.arguments[0] if task.arguments else ""
-        ):
-            return
-        said = upload_new_files(
-            decoded,
-            job.record,
-            place=at.place,
-            api_url=self._rules.staging.api_url,
-            limit_bytes=rules.limit_bytes,
-            check=self._do.checker(job),
-        )
-        if said:
-            self._girder.feed(job).note(said)
 
     def report(self, job: LiveJob) -> None:
         """Tells Girder and Celery the end."""
@@ -437,7 +363,7 @@ class JobStory:
         task = str(message["task"])
         if end.outcome is Outcome.SUCCESS:
             try:
-                value = json.loads((job.record.path / "result.json").read_text(encoding="utf-8"))
+                value = json.loads((job.record.path / RESULT_FILE).read_text(encoding="utf-8"))
             except FileNotFoundError:
                 value = []
             except ValueError:  # a power cut took it
