@@ -15,7 +15,7 @@ from girder_client import HttpError
 
 from girder_worker_slurm.errors import OutputRefused, SlurmWorkerError
 from girder_worker_slurm.girder.inputs import attach_clients, run_volume
-from girder_worker_slurm.girder.transfer_client import Upload, open_output
+from girder_worker_slurm.girder.transfer_client import CHUNK_BYTES, Upload, open_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,11 +58,13 @@ class RecordLedger:
 
     def begun(self, key: str, upload_id: str) -> None:
         """See `UploadLedger`."""
-        self.record.append("upload", key=key, upload_id=upload_id)
+        # After a power cut nothing else tells that the file may be in Girder already.
+        self.record.append("upload", durable=True, key=key, upload_id=upload_id)
 
     def acknowledged(self, key: str, offset: int) -> None:
         """See `UploadLedger`."""
-        self.record.append("upload_at", key=key, offset=offset)
+        # An upload that Girder does not know any more was finished if all but one chunk are known to be there.
+        self.record.append("upload_at", durable=offset >= CHUNK_BYTES, key=key, offset=offset)
 
     def finished(self, key: str) -> None:
         """See `UploadLedger`."""

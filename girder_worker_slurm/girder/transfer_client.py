@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TIMEOUT = (10.0, 300.0)
-_CHUNK_BYTES = 32 * 1024 * 1024
+CHUNK_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
         if upload is None:
             return None
         offset = self._offset(upload.upload_id)
-        if offset is None and size - upload.acknowledged <= _CHUNK_BYTES:
+        if offset is None and size - upload.acknowledged <= CHUNK_BYTES:
             # Girder forgets an upload when its last byte has come: it was finished, its answer was lost.
             return Upload(upload.upload_id, size)
         if offset == upload.acknowledged:
@@ -212,7 +212,7 @@ class TransferClient(GirderClient):  # type: ignore[misc] # girder_client has no
         handle.seek(offset)
         answer: Any = None
         while offset < size:
-            chunk = handle.read(min(_CHUNK_BYTES, size - offset))
+            chunk = handle.read(min(CHUNK_BYTES, size - offset))
             if not chunk:
                 msg = f"An output became shorter while it was uploaded ({offset} of {size} bytes)."
                 raise OSError(errno.EIO, msg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from girder_client import GirderClient
 from girder_worker.docker.transforms import VolumePath
@@ -13,6 +15,7 @@ from girder_worker.docker.transforms.girder import (
 
 from girder_worker_slurm.celery_worker.message import DecodedTask
 from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
+from girder_worker_slurm.girder import outputs, transfer_client
 from girder_worker_slurm.girder.outputs import OutputPlace, after_failure, deliver
 from girder_worker_slurm.records.record import Record
 from tests.unit.slurm.http_girder import Mishap, http_girder
@@ -181,3 +184,28 @@ def test_a_hook_that_fails_after_a_failure_is_told_and_ends_nothing(bench):
             raise ValueError("no more")
 
     assert bench.after_failure(Broken()) == ["Broken: no more"]
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8, 11])
+@pytest.mark.fault("power cut between write and sync", phases=("outputs uploading",))
+def test_a_power_cut_doubles_no_output(bench, girder, monkeypatch, size):
+    for module in (outputs, transfer_client):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 4)
+    state = bench.record.path / "state.jsonl"
+    synced = state.stat().st_size
+    sync = os.fsync
+
+    def noting(descriptor):
+        nonlocal synced
+        sync(descriptor)
+        synced = state.stat().st_size
+
+    monkeypatch.setattr(os, "fsync", noting)
+    bench.write("out.bin", b"0123456789a"[:size])
+    bench.deliver(bench.to_folder("out.bin"))
+    # All that was not synced is gone.
+    os.truncate(state, synced)
+    bench.record = Record.load(bench.record.path, worker_id="w1")
+    assert bench.record.state.uploaded == set()
+    bench.deliver(bench.to_folder("out.bin"))
+    assert girder.contents("out.bin") == [b"0123456789a"[:size]]

@@ -40,7 +40,7 @@ def girder():
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(transfer_client, "_CHUNK_BYTES", 4)
+    monkeypatch.setattr(transfer_client, "CHUNK_BYTES", 4)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_new_file_in_an_item_is_added(girder, client, file):
 
 
 def test_a_file_that_shrinks_meanwhile_is_an_error_and_not_half_a_file(client, file, monkeypatch):
-    monkeypatch.setattr(transfer_client, "_CHUNK_BYTES", 40_000)
+    monkeypatch.setattr(transfer_client, "CHUNK_BYTES", 40_000)
     file.write_bytes(b"x" * 200_000)
     sound = client.post
 
