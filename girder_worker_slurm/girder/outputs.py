@@ -128,6 +128,16 @@ def _known_result(hook: Any) -> Any:
     return getattr(hook, "folder_id", None) or getattr(hook, "item_id", None)
 
 
+def hooks_for_failure(decoded: DecodedTask) -> list[Any]:
+    """Those of a task's hooks that do something when it has failed."""
+    return [
+        hook
+        for hook in decoded.hooks
+        if getattr(hook, "_upload_on_exception", False)
+        or (callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"))
+    ]
+
+
 def after_failure(
     decoded: DecodedTask,
     record: Record,
@@ -145,14 +155,14 @@ def after_failure(
         client.ledger = RecordLedger(record)
         client.upload_root = at.volume
         client.key_prefix = "failure"
-    for hook in decoded.hooks:
+    for hook in hooks_for_failure(decoded):
         try:
             # An artifact's own exception() would look for the file at its path in the container.
             if getattr(hook, "_upload_on_exception", False):
                 _refuse_escaping_name(hook)
                 _guard_artifacts(hook, at.volume)
                 hook.transform(None, _default_temp_volume=volume)
-            elif callable(getattr(hook, "exception", None)) and not hasattr(hook, "_upload_on_exception"):
+            else:
                 hook.exception()
         except SlurmWorkerError:
             raise

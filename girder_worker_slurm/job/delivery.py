@@ -32,28 +32,37 @@ class Delivery:
     def bring_outputs(self, job: LiveJob) -> None:
         """Uploads each output that is not in Girder yet, and keeps what the hooks gave for the task's result."""
         decoded = self._do.decoded(job)
-        try:
-            if decoded.hooks:
-                self._girder.ask_if_wanted(job)
-            at = self._outputs(job)
-            results = outputs.deliver(
-                job.record,
-                decoded,
-                at=at,
-                name=directory_name(job.task_id),
-                api_url=self._rules.staging.api_url,
-                check=self._do.checker(job),
-            )
-            self._keep_new_files(job, decoded, at)
-        except JobCancelled:
-            if not job.state.cancel:
-                job.record.append("cancel", why=job.cancel_seen or "in Girder")
-            results = []
+        results: list[object] = []
+        # Without a hook nothing goes anywhere, and another user's volume is not copied for it.
+        if decoded.hooks:
+            try:
+                results = self._run_hooks(job, decoded)
+            except JobCancelled:
+                if not job.state.cancel:
+                    job.record.append("cancel", why=job.cancel_seen or "in Girder")
         write_durably(job.record.path / RESULT_FILE, json.dumps(results, default=str), sync=False)
+
+    def _run_hooks(self, job: LiveJob, decoded: DecodedTask) -> list[object]:
+        self._girder.ask_if_wanted(job)
+        at = self._outputs(job)
+        results = outputs.deliver(
+            job.record,
+            decoded,
+            at=at,
+            name=directory_name(job.task_id),
+            api_url=self._rules.staging.api_url,
+            check=self._do.checker(job),
+        )
+        if self._keeps_new_files(job):
+            self._keep_new_files(job, decoded, at)
+        return results
 
     def bring_artifacts(self, job: LiveJob) -> None:
         """Uploads what a failed analysis left for those who look for the reason. Nothing of it is owed to anybody."""
         decoded = self._do.decoded(job)
+        keeps_new_files = job.state.started is not None and self._keeps_new_files(job)
+        if not outputs.hooks_for_failure(decoded) and not keeps_new_files:
+            return
         try:
             at = self._outputs(job)
             problems = outputs.after_failure(
@@ -68,7 +77,7 @@ class Delivery:
             at, problems = None, [str(error)]
         for problem in problems:
             self._girder.feed(job).note(f"An artifact could not be kept: {problem}")
-        if job.state.started is not None and at is not None:
+        if keeps_new_files and at is not None:
             self._keep_new_files(job, decoded, at)
 
     def _outputs(self, job: LiveJob) -> outputs.OutputPlace:
@@ -83,22 +92,24 @@ class Delivery:
             msg = f"The outputs cannot be read: {error.strerror} ({error.filename or kept}). They are kept in {kept}."
             raise OutputRefused(msg) from error
 
-    def _keep_new_files(self, job: LiveJob, decoded: DecodedTask, at: outputs.OutputPlace) -> None:
-        """Uploads what the analysis wrote besides its outputs, if the site wants that for its image."""
+    def _keeps_new_files(self, job: LiveJob) -> bool:
+        """Whether the site wants what analyses of this image wrote besides their outputs."""
         rules = self._rules.archives
         if not rules.patterns:
-            return
+            return False
         task = inputs.StagedTask.of_record(job.record.path)
-        if task is None or not rules.fit(
+        return task is not None and rules.fit(
             image_spellings(task.image), task.arguments[0] if task.arguments else ""
-        ):
-            return
+        )
+
+    def _keep_new_files(self, job: LiveJob, decoded: DecodedTask, at: outputs.OutputPlace) -> None:
+        """Uploads what the analysis wrote besides its outputs."""
         said = upload_new_files(
             decoded,
             job.record,
             place=at.place,
             api_url=self._rules.staging.api_url,
-            limit_bytes=rules.limit_bytes,
+            limit_bytes=self._rules.archives.limit_bytes,
             check=self._do.checker(job),
         )
         if said:

@@ -12,8 +12,12 @@ import time
 from dataclasses import fields
 from types import SimpleNamespace
 
+import jsonpickle
 import pytest
 import requests
+from girder_client import GirderClient
+from girder_worker.docker.transforms import VolumePath
+from girder_worker.docker.transforms.girder import GirderUploadVolumePathJobArtifact
 
 from girder_worker_singularity.command_runner import (
     CommandError,
@@ -63,6 +67,17 @@ from tests.unit.slurm.test_log_feed import Bench as FeedBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench
 from tests.unit.slurm.test_supervisor_threads import wait_until
 from tests.unit.slurm.test_unix_user_jobs import MAPPING
+
+
+def girder_client():
+    client = GirderClient(apiUrl="http://girder.invalid/api/v1")
+    client.token = "t"
+    return client
+
+
+def hooks_of(*hooks):
+    """As a message has them."""
+    return [json.loads(jsonpickle.encode(hook)) for hook in hooks]
 
 
 @pytest.fixture
@@ -628,7 +643,7 @@ def test_a_hundred_thousand_outputs_cost_no_more_each_than_a_thousand():
 
 def test_outputs_that_cannot_be_read_for_good_end_the_job(site):
     """Files of a fakeroot's own users in another user's run directory: it was tried again for ever."""
-    site.task()
+    site.task(hooks=hooks_of(VolumePath("out.csv")))
 
     def outputs_place(token, check):
         del token, check
@@ -644,7 +659,10 @@ def test_outputs_that_cannot_be_read_for_good_end_the_job(site):
 
 def test_a_failed_job_whose_files_cannot_be_read_ends_for_its_own_reason(site):
     site.cluster.default_program = FakeProgram(exit_code=3)
-    site.task()
+    artifact = GirderUploadVolumePathJobArtifact(
+        VolumePath("core"), upload_on_exception=True, gc=girder_client()
+    )
+    site.task(hooks=hooks_of(artifact))
 
     def outputs_place(token, check):
         del token, check
@@ -653,6 +671,27 @@ def test_a_failed_job_whose_files_cannot_be_read_ends_for_its_own_reason(site):
     site.runs.outputs_place = outputs_place
     site.run_to_the_end(seconds=60)
     assert site.state().verdict.code == "failed"
+    assert "An artifact could not be kept: The outputs cannot be read" in "".join(site.shown().log)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "hooks"),
+    [
+        (0, ()),
+        (3, ()),
+        (3, (VolumePath("out.csv"),)),
+        (3, (GirderUploadVolumePathJobArtifact(VolumePath("core"), gc=girder_client()),)),
+    ],
+)
+def test_files_that_go_nowhere_are_not_brought_from_another_user(site, exit_code, hooks):
+    """They may be many gigabytes."""
+    site.cluster.default_program = FakeProgram(exit_code=exit_code)
+    asked = []
+    site.runs.outputs_place = lambda token, _check: asked.append(token)
+    site.task(hooks=hooks_of(*hooks))
+    site.run_to_the_end(seconds=60)
+    assert site.shown().status == (JobStatus.ERROR if exit_code else JobStatus.SUCCESS)
+    assert asked == []
 
 
 def test_a_directory_of_another_owner_that_can_be_read_is_no_reason_to_refuse_outputs(tmp_path, monkeypatch):
