@@ -370,6 +370,34 @@ def test_a_full_disk_keeps_tasks_in_the_queue_until_there_is_room(
     assert site.tasks_in_rabbitmq() == 0
 
 
+@pytest.mark.fault("jobs root read-only", phases=("message received", "pending", "submitted"))
+def test_a_jobs_root_that_is_read_only_for_a_while_keeps_tasks_in_the_queue_and_jobs_in_slurm(
+    site: Site, folder: str, small_disk: Worker
+) -> None:
+    def remount(how: str) -> bool:
+        command = ["mount", "-o", f"remount,{how}", small_disk.root]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    small_disk.start()
+    with site.partition_down("normal"):
+        jobs = [site.run_toy(folder, sleep=2)]
+        wait_until("it is in Slurm", lambda: small_disk.slurm_job_id(jobs[0]), seconds=40)
+        # Busy as long as somebody writes.
+        wait_until("it is read-only", lambda: remount("ro"), seconds=20, every=0.02)
+        jobs.append(site.run_toy(folder, sleep=1))
+        wait_until(
+            "the worker takes no more",
+            lambda: b"Read-only file system" in small_disk.log.read_bytes() and site.tasks_in_rabbitmq() == 1,
+            seconds=20,
+        )
+    slurm = small_disk.slurm_job_id(jobs[0])
+    wait_until("Slurm starts it", lambda: site.slurm_state(slurm) == "RUNNING", seconds=20)
+    assert remount("rw")
+    site_of_disk = type(site)(site.stack, site.girder, small_disk, site.image, site.toy, site.sum)
+    _expect_each_once(site_of_disk, folder, jobs)
+    assert site.tasks_in_rabbitmq() == 0
+
+
 # -- Girder
 
 
@@ -383,22 +411,26 @@ def moody(site: Site) -> Iterator[MoodyGirder]:
         site.worker.stop()
 
 
+_ASKED = (("PUT", "/job/"), ("GET", "/token/current"), ("GET", "/download"))
+_SENT = (("POST", "/file/chunk"), ("POST", "/file?"))
+
+
+@pytest.mark.parametrize(
+    ("status", "requests"),
+    # What a proxy does not let through, it will not let through again: 401 for a POST is an end.
+    [(500, (*_ASKED, *_SENT)), (404, (*_ASKED, *_SENT)), (401, _ASKED)],
+    ids=("500", "a proxy's 404", "a proxy's 401"),
+)
 @pytest.mark.fault(
-    "Girder answers 500",
+    "Girder answers 500, or a proxy 404 or 401 for it",
     phases=("message received", "inputs staging", "running", "outputs uploading", "status reporting"),
 )
 def test_a_girder_in_trouble_delays_a_job_in_each_phase_and_nothing_else(
-    site: Site, folder: str, moody: MoodyGirder
+    site: Site, folder: str, moody: MoodyGirder, status: int, requests: tuple[tuple[str, str], ...]
 ) -> None:
     jobs = []
-    for method, path in (
-        ("PUT", "/job/"),
-        ("GET", "/token/current"),
-        ("GET", "/download"),
-        ("POST", "/file/chunk"),
-        ("POST", "/file?"),
-    ):
-        moody.answer_with(500, method, path)
+    for method, path in requests:
+        moody.answer_with(status, method, path)
         jobs.append(site.run_toy(folder, sleep=2))
         wait_until(f"{method} {path} was refused twice", lambda: moody.answered >= 2, seconds=40)
         moody.answer_with(0)
