@@ -149,6 +149,19 @@ def test_many_are_asked_for_with_one_command_a_minute(bench):
     assert len(bench.asked) == 2
 
 
+def test_a_question_to_the_accounting_that_was_ordered_twice_is_asked_once(tmp_path):
+    """While no thread was free it was ordered every five seconds, and asked as often, also for no job at all."""
+    asked = []
+    clock = FakeClock()
+    accounting = Accounting(lambda ids: asked.append(list(ids)) or {}, None, clock, tmp_path)
+    accounting.job_ended("t1", JobState(slurm_job_id="7", token="gw-1", started={"node": "n1"}))
+    clock.advance(10)
+    assert accounting.is_due()
+    accounting.look()
+    accounting.look()
+    assert asked == [["7"]]
+
+
 def test_a_cluster_without_accounting_is_asked_once(bench):
     bench.answers = [None]
     bench.job()

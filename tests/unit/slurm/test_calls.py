@@ -10,6 +10,7 @@ from girder_worker_slurm.cluster.interface import Snapshot
 from girder_worker_slurm.job.queue_watch import QueueRules, QueueWatch
 from girder_worker_slurm.job.state import Outcome
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.running_jobs import running
 from tests.unit.slurm.site import Site
 
 
@@ -36,6 +37,15 @@ def test_a_job_that_dies_without_a_word_costs_two_questions(site, word):
     site.run_to_the_end()
     assert site.state().verdict.outcome is Outcome.ERROR
     assert len(site.calls("describe")) == 2
+
+
+def test_a_job_that_died_without_a_word_costs_few_questions(site):
+    """Slurm was asked twice a second for as long as the word was waited for."""
+    (job,) = running(site)
+    site.cluster.end(site.state(job).slurm_job_id, "NODE_FAIL")
+    site.run_to_the_end(steps_slurm=False)
+    assert site.state(job).verdict.code == "node_fail"
+    assert len(site.calls("describe")) <= 2
 
 
 def test_a_log_that_is_seen_late_costs_no_question_more(site):

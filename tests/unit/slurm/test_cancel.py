@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from girder_worker_singularity.errors import RegistryUnreachable
@@ -10,6 +12,8 @@ from girder_worker_slurm.job import cancel_watch
 from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.records.cancel_request import FILE_NAME, cancel_request, request_cancel
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.mapped_users import MAPPING
+from tests.unit.slurm.running_jobs import running
 
 SUCCESS, ERROR, CANCELED = JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED
 
@@ -38,6 +42,56 @@ def test_a_cancel_of_a_running_job_reaches_slurm_and_ends_canceled(site):
     site.run_to_the_end()
     assert site.shown().status == CANCELED
     assert len(site.calls("cancel")) == 1
+
+
+def test_a_job_that_never_started_is_not_killed_but_cancelled_however_late(site):
+    site.task()
+    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
+    site.cluster.is_unreachable = True
+    site.revoked.add("t1")
+    site.run_for(120)
+    site.cluster.is_unreachable = False
+    site.run_to_the_end(steps_slurm=False)
+    assert not site.calls("kill")
+    assert site.shown().status == 5
+
+
+def test_a_job_that_a_dead_node_keeps_for_hours_is_cancelled_less_and_less_often(site):
+    """Every twenty seconds, for each such job: with scancel as many listings of the whole queue."""
+    (job,) = running(site)
+    site.cluster.obeys_term = False
+    site.cluster._cancel = lambda *_, **__: None
+    site.revoked.add(job)
+    site.run_for(3600)
+    assert 10 <= len(site.calls("cancel")) + len(site.calls("kill")) <= 30
+
+
+def test_a_running_job_is_cancelled_although_its_claim_cannot_be_read_or_written(site):
+    """The claim was taken first: a user over quota, or whose files cannot be reached, kept a job that nobody wanted."""
+    site.users = MAPPING
+    site.restart()
+    (job,) = running(site)
+    site.unreachable.add("daemon")
+    site.revoked.add(job)
+    site.run_for(5)
+    assert site.calls("cancel") == [(site.state(job).token,)]
+
+
+@pytest.mark.fault("disk full", phases=("pending",))
+def test_a_waiting_job_is_cancelled_in_slurm_although_its_claim_cannot_be_written(site):
+    site.task()
+    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
+
+    def claim(token, why):
+        raise OSError(errno.EDQUOT, "quota exceeded")
+
+    site.runs.claim = claim
+    site.revoked.add("t1")
+    site.run_for(5)
+    assert site.calls("cancel")
+    del site.runs.claim
+    site.run_to_the_end()
+    assert site.shown().status == 5
 
 
 def test_a_cancel_that_girder_tells_with_an_answer_is_a_cancel(site):
@@ -88,6 +142,49 @@ def test_a_cancel_while_the_image_is_made_ends_the_job(site):
     site.run_to_the_end()
     assert site.shown().status == CANCELED
     assert site.calls("submit") == []
+
+
+def test_jobs_that_are_cancelled_together_are_one_order(site):
+    """One scancel for each, every twenty seconds, until the last of them has ended."""
+    names = running(site, 40)
+    site.revoked.update(names)
+    site.run_to_the_end()
+    assert {site.shown(name).status for name in names} == {5}
+    assert sum(len(tokens) for tokens in site.calls("cancel")) == 40
+    assert len(site.calls("cancel")) <= 2
+
+
+def test_waiting_jobs_that_are_cancelled_together_are_one_order_and_never_run(site):
+    names = [f"t{number}" for number in range(20)]
+    for name in names:
+        site.task(name)
+    site.run_until(lambda: all(site.entries(name)[-1] == "submitted" for name in names), steps_slurm=False)
+    site.revoked.update(names)
+    site.run_to_the_end()
+    assert {site.state(name).verdict.code for name in names} == {"cancelled"}
+    assert not any(job.has_run for job in site.cluster.jobs.values())
+    assert len(site.calls("cancel")) == 1
+
+
+def test_cancels_that_do_not_reach_slurm_are_sent_again_for_each_job(site):
+    names = running(site, 5)
+    site.cluster.is_unreachable = True
+    site.revoked.update(names)
+    site.run_for(5)
+    site.cluster.is_unreachable = False
+    site.run_to_the_end(seconds=120)
+    assert {site.shown(name).status for name in names} == {5}
+
+
+def test_a_stop_does_not_wait_for_cancels_that_were_not_begun(site):
+    (job,) = running(site)
+    live = site.job(job)
+    live.is_busy = True
+    site.supervisor._to_cancel[""] = [live]
+    begun = site.clock.monotonic()
+    site.supervisor.stop()
+    assert site.clock.monotonic() == begun
+    assert not live.is_busy
 
 
 def _looks(monkeypatch) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from girder_worker_singularity.command_runner import CommandNotStarted
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions, command_environment
@@ -49,6 +50,20 @@ def test_each_way_a_submission_fails_is_told_apart(answer, error):
 def test_a_missing_sbatch_has_certainly_not_submitted():
     with pytest.raises(ClusterUnreachable, match="commands_dir"):
         cluster().submit(SUBMISSION)
+
+
+def test_a_machine_without_room_for_one_more_process_has_not_submitted():
+    """It was a mistake of ours, in the log with a trace, and the job was looked for in Slurm."""
+
+    class Full(FakeCommandRunner):
+        def run(self, argv, **_):
+            raise CommandNotStarted(f"Cannot run {argv[0]!r}: Resource temporarily unavailable.")
+
+    clock = FakeClock()
+    cluster = CommandCluster(Full(), clock, CallBudget(10.0, clock), CommandOptions(user="alice"))
+    for ask in (cluster.snapshot, lambda: cluster.submit(SUBMISSION), lambda: cluster.accounted(["1"])):
+        with pytest.raises(ClusterUnreachable):
+            ask()
 
 
 def test_a_refused_option_never_reaches_slurm():
@@ -109,6 +124,59 @@ def test_to_cancel_nothing_asks_nothing():
     assert made.seen == []
 
 
+def cluster_with(programs, *, per_second=1000.0, **options):
+    runner, clock = FakeCommandRunner(programs), FakeClock()
+    budget = CallBudget(per_second, clock)
+    made = CommandCluster(runner, clock, budget, CommandOptions(user="alice", **options))
+    return made, runner, budget
+
+
+def test_many_names_are_cancelled_with_one_listing_and_few_orders():
+    """`scancel --name` has the controller list the jobs of all users, for each name anew."""
+    names = [f"gw-{number}" for number in range(500)]
+    listing = "".join(f"{1000 + number}|RUNNING|None|alice|gw-{number}\n" for number in range(450))
+    listing += "7|RUNNING|None|alice|not-ours\n8|RUNNING|None|mallory|gw-1\n9|COMPLETED|None|alice|gw-2\n"
+    cluster, runner, _ = cluster_with({"squeue": FakeAnswer(stdout=listing), "scancel": FakeAnswer()})
+    cluster.cancel(names)
+    orders = [call.argv for call in runner.calls if call.argv[0] == "scancel"]
+    assert [call.argv[0] for call in runner.calls].count("squeue") == 1
+    assert len(orders) == 3
+    assert sorted(word for argv in orders for word in argv[1:]) == [str(1000 + n) for n in range(450)]
+    # An order by ids must not wait for a controller that comes back and gives them out again.
+    assert {call.timeout_seconds for call in runner.calls if call.argv[0] == "scancel"} == {20.0}
+
+
+def test_many_names_are_killed_the_same_way_and_names_that_nobody_has_are_no_order():
+    cluster, runner, _ = cluster_with(
+        {"squeue": FakeAnswer(stdout="1|RUNNING|None|alice|gw-3\n"), "scancel": FakeAnswer()}
+    )
+    cluster.cancel([f"gw-{number}" for number in range(10)], kill=True)
+    assert runner.calls[-1].argv == ("scancel", "--signal=KILL", "--full", "1")
+    cluster.cancel([f"gw-x{number}" for number in range(10)])
+    assert [call.argv[0] for call in runner.calls] == ["squeue", "scancel", "squeue"]
+
+
+def test_a_listing_that_fails_leaves_many_names_uncancelled():
+    cluster, _, _ = cluster_with(
+        {"squeue": FakeAnswer(1, stderr="Socket timed out"), "scancel": FakeAnswer()}
+    )
+    with pytest.raises(ClusterUnreachable):
+        cluster.cancel([f"gw-{number}" for number in range(10)])
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_one_of_many_jobs_that_ends_meanwhile_does_not_spoil_the_order_for_all(kill):
+    listing = "".join(f"{number}|RUNNING|None|alice|gw-{number}\n" for number in range(1, 9))
+    listing += "9|COMPLETING|None|alice|gw-9\n"
+    words = "scancel: error: Kill job error on job id 3: Job/step already completing or completed"
+    cluster, runner, budget = cluster_with(
+        {"squeue": FakeAnswer(stdout=listing), "scancel": FakeAnswer(1, stderr=words)}, per_second=10.0
+    )
+    cluster.cancel([f"gw-{number}" for number in range(1, 10)], kill=kill)
+    assert "9" not in runner.calls[-1].argv
+    assert budget.calls_per_second == 10.0
+
+
 def test_commands_come_from_the_set_directory_and_know_little_of_the_workers_environment(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SBATCH_PARTITION", "x")
@@ -155,6 +223,16 @@ def test_a_refusal_of_a_listing_makes_it_asked_less():
     with pytest.raises(ClusterUnreachable):
         made.snapshot()
     assert budget.calls_per_second == 5.0
+
+
+def test_a_refusal_to_one_user_does_not_make_all_calls_slower():
+    """Each refusal of sudo halved the calls of everybody, down to four a minute."""
+    refusal = FakeAnswer(1, stderr="sudo: a password is required")
+    cluster, _, budget = cluster_with({"scancel": refusal, "sudo": refusal}, per_second=10.0)
+    for _ in range(5):
+        with pytest.raises(ClusterUnreachable):
+            cluster.cancel(["gw-1"])
+    assert budget.calls_per_second == 10.0
 
 
 @pytest.mark.fault("squeue prints a part", phases=("pending", "running"))

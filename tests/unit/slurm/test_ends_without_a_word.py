@@ -6,8 +6,9 @@ import pytest
 
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.job.retries import RetryRules
-from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.job.state import Outcome, Phase
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.running_jobs import running
 from tests.unit.slurm.site import Site
 
 SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
@@ -134,6 +135,16 @@ def test_a_word_that_comes_late_still_counts(site):
     site.cluster.finish(job_id)
     site.run_to_the_end()
     assert site.shown().status == SUCCESS
+
+
+def test_a_word_that_comes_late_ends_the_wait_for_it_at_once(site):
+    (job,) = running(site)
+    slurm_job_id = site.state(job).slurm_job_id
+    site.cluster.end(slurm_job_id, "FAILED")
+    site.run_until(lambda: bool(site.calls("describe")), steps_slurm=False)
+    site.cluster.finish(slurm_job_id)
+    site.run_to_the_end(steps_slurm=False, seconds=1)
+    assert site.state(job).verdict.outcome is Outcome.SUCCESS
 
 
 def test_a_job_that_slurm_holds_for_good_ends_with_the_reason(site):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from girder_worker_singularity.errors import ConversionFailed, RegistryUnreachable
+from girder_worker_slurm.errors import GirderUnreachable
 from girder_worker_slurm.girder.job_updates import JobStatus
+from girder_worker_slurm.records.record import Record
+from tests.unit.slurm.site import GirderJobOfFake, message_of
 
 SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
 
@@ -33,3 +36,16 @@ def test_a_registry_that_does_not_answer_is_asked_again_and_then_given_up(site):
     site.run_to_the_end()
     assert site.shown().status == ERROR
     assert 2 <= len(site.images.made) <= 10
+
+
+def test_a_step_that_is_tried_again_does_not_ask_the_registry_again(site):
+    """The SIF was forgotten before the step had ended: with `always` each further try asked the registry."""
+    site.girder.jobs["job-t1"] = GirderJobOfFake()
+    site.girder.settings = GirderUnreachable("Girder is away")
+    message = message_of("t1", image="image:1", container_args=[], pull_image=True)
+    record = Record.create(site.root.records, message, worker_id="w1", at=site.clock.now())
+    site.supervisor.accept(site._mortal(record.path))
+    site.run_for(60)
+    site.girder.settings = {}
+    site.run_to_the_end()
+    assert site.images.made == [("image:1", "always")]

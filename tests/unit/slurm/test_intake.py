@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -78,6 +79,20 @@ def test_a_crash_before_the_acknowledgement_has_the_record_already(bench):
     with pytest.raises(Died):
         bench.work()
     assert [record.task_id for record in bench.root.own_records()] == ["t1"]
+
+
+def test_a_job_is_carried_although_its_message_cannot_be_acknowledged(tmp_path):
+    """It was on disk and nobody's until the next start: the message that came again found its record."""
+    bench = Bench(tmp_path)
+
+    def fail():
+        raise RuntimeError("the event loop is gone")
+
+    message = broker_message([[], {}, {}], headers={"id": "t1", "task": "x"})
+    bench.intake.take(message, fail, fail)
+    with contextlib.suppress(RuntimeError):
+        bench.work()
+    assert [record.task_id for record in bench.supervisor.accepted] == ["t1"]
 
 
 @pytest.mark.fault("message redelivered or duplicated", phases=("message received", "directory written"))

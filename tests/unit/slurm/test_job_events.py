@@ -7,7 +7,9 @@ import json
 import pytest
 
 from girder_worker_slurm.girder.job_updates import JobStatus
+from girder_worker_slurm.job.state import Outcome
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.running_jobs import running
 
 SUCCESS = JobStatus.SUCCESS
 
@@ -38,3 +40,20 @@ def test_files_that_are_no_events_disturb_nobody(site, text):
     site.task()
     site.run_to_the_end()
     assert site.shown().status == SUCCESS
+
+
+@pytest.mark.parametrize("name", ["event", "self", "durable", "kind"])
+def test_an_event_with_a_field_of_any_name_neither_stops_the_worker_nor_becomes_another_entry(site, name):
+    """Fields become arguments of `Record.append`: `event` raised TypeError in the supervising thread, again and again."""
+    (job,) = running(site)
+    token, slurm_job_id = site.state(job).token, site.state(job).slurm_job_id
+    nonce = (site.runs.path(token) / "nonce").read_text()
+    words = {"token": token, "kind": "ended", "nonce": nonce, "slurm_job_id": slurm_job_id, "exit_code": 3}
+    if name != "kind":
+        words[name] = "verdict"
+    (site.runs.spool / f"{token}.ended.{slurm_job_id}.0.json").write_text(json.dumps(words))
+    site.cluster.default_program = FakeProgram()
+    site.task("other")
+    site.run_to_the_end()
+    assert site.state(job).verdict.code == "failed"
+    assert site.state("other").verdict.outcome is Outcome.SUCCESS

@@ -114,3 +114,15 @@ def test_an_empty_answer_is_girder_unreachable(girder):
     girder.mishaps.append(Mishap("PUT", "/job", status=200, body=b"null"))
     with pytest.raises(GirderUnreachable):
         JobUpdates().update(GirderJob(f"{girder.url}/job/7", "t"))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.fault("Girder away", phases=("running", "status reporting"))
+def test_a_page_that_stands_in_for_girder_says_nothing_about_a_job(status):
+    """401 and 403 of a proxy were Girder's refusal: a job that was just taken was given up without a word."""
+    with http_girder() as girder:
+        job = GirderJob(f"{girder.url}/job/7", "secret")
+        for page in (b"<h1>Maintenance</h1>", b'["no", "object"]', b""):
+            girder.mishaps.append(Mishap("PUT", "/job", status=status, body=page))
+            with pytest.raises(GirderUnreachable):
+                JobUpdates().update(job, status=JobStatus.QUEUED)

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from girder_worker_singularity.testing import FakeClock
-from girder_worker_slurm.errors import RecordDamaged, StartRefused
+from girder_worker_slurm.errors import OwnershipLost, RecordDamaged, StartRefused
 from girder_worker_slurm.records.jobs_root import JobsRoot, broker_identity
 from girder_worker_slurm.records.record import Record
+from tests.unit.slurm.site import message_of
 
 BROKER = "amqp://user:geheim@broker:5672//"
 
@@ -28,6 +29,10 @@ def made(tmp_path, worker_id):
     root = JobsRoot(tmp_path / "jobs", worker_id)
     root.prepare()
     return root
+
+
+def roots(tmp_path):
+    return [made(tmp_path, name) for name in ("w1", "w2")]
 
 
 def add(root, task_id="t1"):
@@ -125,6 +130,18 @@ def test_each_worker_sees_its_own_records(root, tmp_path):
     assert [record.task_id for record in other.own_records()] == ["t2"]
 
 
+@pytest.mark.fault("two workers on one queue", phases=("running",))
+def test_a_worker_that_looks_at_anothers_record_does_not_cut_off_what_is_being_written(tmp_path):
+    """Taking over, and starting, loaded the records of all workers to be repaired: a half-written line was cut off."""
+    mine, others = roots(tmp_path)
+    record = Record.create(others.records, message_of("t1"), worker_id="w2", at=0.0)
+    state = record.path / "state.jsonl"
+    whole = state.read_bytes()
+    state.write_bytes(whole + b'{"event": "subm')
+    assert list(mine.own_records()) == []
+    assert state.read_bytes() == whole + b'{"event": "subm'
+
+
 @pytest.mark.fault("job directory damaged", phases=("directory written",))
 def test_a_damaged_record_does_not_hide_the_others(root):
     add(root, "bad")
@@ -184,6 +201,38 @@ def test_of_two_workers_that_see_an_orphan_one_takes_it(root, tmp_path, clock):
         ]
         clock.advance(5.0)
     assert len(taken) == 1
+
+
+@pytest.mark.fault("second worker takes over", phases=("outputs uploading",))
+def test_a_record_is_read_after_it_was_taken_over(tmp_path, monkeypatch):
+    """What its last owner wrote between the reading and the take-over was not known, and done a second time."""
+    mine, _ = roots(tmp_path)
+    Record.create(mine.records, message_of("t1"), worker_id="w1", at=0.0)
+    frozen = Record.load(mine.records / "t1", worker_id="w1")
+    take_over = Record.take_over
+
+    def at_the_last_moment(record, mark=None):
+        frozen.append("uploaded", key="0:out.csv")
+        return take_over(record, mark)
+
+    monkeypatch.setattr(Record, "take_over", at_the_last_moment)
+    (taken,) = mine.own_records()
+    assert taken.state.uploaded == {"0:out.csv"}
+    with pytest.raises(OwnershipLost):
+        frozen.append("uploaded", key="0:other.csv")
+
+
+def test_a_record_whose_owner_a_power_cut_took_is_somebodys_in_the_end(tmp_path):
+    """Without an owner file it was nobody's, and no worker looked at it again."""
+    mine, _ = roots(tmp_path)
+    record = Record.create(mine.records, message_of("t1"), worker_id="w1", at=0.0)
+    (record.path / "owner.1").unlink()
+    clock = FakeClock()
+    taken = []
+    for _ in range(30):
+        taken += mine.orphaned_records(clock)
+        clock.advance(5.0)
+    assert [record.task_id for record in taken] == ["t1"]
 
 
 def test_a_task_is_known_while_it_runs_and_after_its_end(root):

@@ -203,6 +203,28 @@ def test_a_position_that_cannot_be_read_is_no_error(bench):
     assert bench.girder.text == "one\n"
 
 
+@pytest.mark.parametrize("left", [b"", None])
+@pytest.mark.fault("power cut between write and sync", phases=("running",))
+def test_a_log_of_which_is_not_known_what_girder_has_is_written_anew(tmp_path, left):
+    """All of it came a second time, behind the first."""
+    bench = Bench(tmp_path)
+    for line in ("one\n", "two\n"):
+        bench.write(line)
+        bench.feed.read()
+        bench.send()
+    assert bench.girder.text == "one\ntwo\n"
+    if left is None:
+        (bench.record / "log.json").unlink()
+    else:
+        (bench.record / "log.json").write_bytes(left)
+    bench.reload()
+    bench.write("three\n")
+    bench.feed.read()
+    for _ in range(3):
+        bench.send()
+    assert bench.girder.text == "one\ntwo\nthree\n"
+
+
 def test_many_short_updates_are_not_pushed_out_by_a_long_one(bench):
     expected = ""
     for number in range(200):
@@ -272,6 +294,33 @@ def test_a_death_before_the_tail_of_a_long_log_does_not_repeat_it(tmp_path):
     assert bench.girder.text.count("left out here") == 1
 
 
+def test_the_end_of_an_endless_log_is_read_without_all_before_it(tmp_path):
+    """All of it was read at the end, by a thread that other jobs' ends wait for: 100 GB are an hour."""
+
+    class Counting(RunDirectories):
+        seen = 0
+
+        def read_at(self, path, start, length):
+            data = super().read_at(path, start, length)
+            self.seen += len(data)
+            return data
+
+    output = tmp_path / "output.log"
+    with output.open("wb") as log:
+        log.write(b"the beginning\n" * 100_000)
+        log.seek(50_000_000)
+        log.write(b"the end\n")
+    files = Counting(tmp_path)
+    feed = LogFeed(tmp_path, output, files, limit_bytes=1_000_000)
+    feed.read(final=True)
+    assert files.seen < 3_000_000
+    text = (tmp_path / "girder.log").read_text()
+    assert text.startswith("the beginning\n")
+    assert text.endswith("the end\n")
+    assert "bytes are left out here" in text
+    assert not feed.has_new_output()
+
+
 def test_the_record_is_private(bench):
     bench.feed.note("x")
     for name in ("girder.log", "log.json"):
@@ -285,3 +334,14 @@ def test_a_crash_before_the_first_position_is_saved_loses_and_repeats_nothing(tm
     feed = LogFeed(tmp_path, output, RunDirectories(tmp_path), limit_bytes=1000)
     feed.read(final=True)
     assert feed.next_update().text == "one\ntwo\n"
+
+
+@pytest.mark.fault("disk full", phases=("running",))
+def test_what_a_full_disk_left_of_a_piece_of_log_does_not_shift_what_follows(tmp_path):
+    """The next piece stood behind it, and Girder got as many bytes from the wrong place."""
+    feed = LogFeed(tmp_path, None, RunDirectories(tmp_path), limit_bytes=10**6)
+    feed.note("first")
+    with (tmp_path / "girder.log").open("ab") as log:
+        log.write(b"half of someth")
+    feed.note("second")
+    assert feed.next_update().text == "first\nsecond\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 
 import pytest
@@ -14,9 +16,10 @@ from girder_worker.docker.transforms.girder import (
 )
 
 from girder_worker_slurm.celery_worker.message import DecodedTask
+from girder_worker_slurm.cluster.tree_transfer import left_entries
 from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
 from girder_worker_slurm.girder import outputs, transfer_client
-from girder_worker_slurm.girder.outputs import OutputPlace, after_failure, deliver
+from girder_worker_slurm.girder.outputs import OutputPlace, after_failure, deliver, make_safe
 from girder_worker_slurm.records.record import Record
 from tests.unit.slurm.http_girder import Mishap, http_girder
 
@@ -117,6 +120,22 @@ def test_an_upload_whose_last_answer_was_lost_is_not_done_twice(bench, girder):
     assert girder.contents("out.csv") == [b"data"]
 
 
+@pytest.mark.fault("Girder away", phases=("outputs uploading",))
+def test_a_404_of_a_proxy_does_not_make_an_upload_one_that_was_finished(tmp_path):
+    """Girder forgets a finished upload; a proxy knows none at all while Girder is away: the output was never sent."""
+    with http_girder() as girder:
+        bench = Bench(tmp_path, girder)
+        bench.write("out.csv")
+        girder.mishaps.append(Mishap("POST", "/file/chunk", status=502))
+        with pytest.raises(GirderUnreachable):
+            bench.deliver(bench.to_folder("out.csv"))
+        girder.mishaps.append(Mishap("GET", "/file/offset", status=404, body=b"404 page not found"))
+        with contextlib.suppress(GirderUnreachable):
+            bench.deliver(bench.to_folder("out.csv"))
+        bench.deliver(bench.to_folder("out.csv"))
+        assert girder.contents("out.csv") == [b"data"]
+
+
 def test_a_directory_is_uploaded_file_by_file(bench, girder):
     bench.write("out/a", b"a")
     bench.write("out/b", b"b")
@@ -139,6 +158,15 @@ def test_an_output_that_girder_refuses_is_told_with_its_place(bench, girder, sta
     assert (bench.run / "volume" / "out.csv").exists()
 
 
+def test_an_upload_that_a_proxy_does_not_let_through_is_refused_for_good(tmp_path):
+    with http_girder() as girder:
+        bench = Bench(tmp_path, girder)
+        bench.write("out.csv")
+        girder.mishaps.append(Mishap("POST", "/file/chunk", status=413, body=b"<h1>Too large</h1>"))
+        with pytest.raises(OutputRefused):
+            bench.deliver(bench.to_folder("out.csv"))
+
+
 def test_a_cancel_stops_before_the_next_hook(bench, girder):
     bench.write("a")
     bench.write("b")
@@ -158,6 +186,20 @@ def test_a_link_that_leads_out_of_the_outputs_is_not_followed(bench, girder, tmp
     with pytest.raises(OutputRefused):
         bench.deliver(bench.to_folder("out.csv"))
     assert girder.contents("out.csv") == []
+
+
+def test_a_directory_of_another_owner_that_can_be_read_is_no_reason_to_refuse_outputs(tmp_path, monkeypatch):
+    """Its mode was set although it need not be changed, which only its owner may."""
+    (tmp_path / "volume").mkdir(mode=0o700)
+
+    def chmod(*_args, **_kwargs):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    assert make_safe(tmp_path / "volume") == []
+    assert [head["path"] for head, _ in left_entries(tmp_path / "volume", inputs="inputs", begun_ns=0)] == [
+        "volume"
+    ]
 
 
 def test_a_result_that_no_hook_gives_is_none(bench):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from girder_worker_slurm.errors import NotSupported
+from girder_worker_slurm.job.preparation import Preparation
 from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.script.render import JobScript
 from tests.unit.slurm.site import Site
 
 
@@ -120,3 +124,16 @@ def test_a_task_that_asks_for_what_it_may_not_ends_at_once_with_the_reason(site,
     verdict = site.state().verdict
     assert verdict.code == "option_refused"
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize("line", ["hetjob", "--array=1-10"])
+def test_a_sites_template_may_not_make_several_jobs_of_one_either(tmp_path, line):
+    """Only the head of a submit script was looked at."""
+    template = tmp_path / "site.slurm"
+    template.write_text(
+        '{% extends "singularity.slurm" %}\n{% block head %}\n#SBATCH ' + line + "\n{% endblock %}\n"
+    )
+    preparation = Preparation(None, SimpleNamespace(script_template=template), None)
+    script = JobScript("gw-1", "/run", "/spool", "/log", "/scratch", ("true",))
+    with pytest.raises(NotSupported, match=line.split("=")[0]):
+        preparation._rendered(script)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from celery import Celery, signature
 from celery.app.task import Context
@@ -136,3 +138,23 @@ def test_a_broker_that_does_not_take_a_result_is_asked_again_later(app):
     task.backend = Backend()
     with pytest.raises(Unreachable):
         CeleryResults(Broken()).success("the.task", "t1", decoded(), None)
+
+
+class Gone(Exception):
+    """Redis has a ConnectionError of its own, which is no OSError."""
+
+
+def test_a_result_backend_that_is_away_is_waited_for():
+    """After eight tries in a minute the job was closed, and its caller, or the next task of its chain, waited for ever."""
+
+    class Tasks:
+        def __getitem__(self, name):
+            raise errors.pop()
+
+    app = SimpleNamespace(tasks=Tasks(), backend=SimpleNamespace(connection_errors=(Gone, KeyError)))
+    errors = [Gone("Error 111 connecting to redis")]
+    with pytest.raises(Unreachable):
+        CeleryResults(app).success("x", "t1", None, [])
+    errors = [KeyError("a mistake of ours")]
+    with pytest.raises(KeyError):
+        CeleryResults(app).success("x", "t1", None, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from girder_worker_slurm.job.state import Outcome, Verdict
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from tests.support.sif_files import FakeApptainer
+from tests.unit.slurm.mapped_users import MAPPING
 from tests.unit.slurm.site import Site
 
 DAY = 86400.0
@@ -84,6 +86,26 @@ def test_run_directory_and_log_go_with_the_record(bench):
     assert not (bench.root.path / "good.log").exists()
     assert bench.runs.path("gw-failed").exists()
     assert (bench.root.path / "failed.log").exists()
+
+
+def test_what_a_job_said_after_its_end_is_removed_with_it_from_any_users_spool(tmp_path):
+    """Of the spools only the worker's own was tidied: a second copy's word stayed in another user's for ever."""
+    site = Site(tmp_path)
+    site.users = MAPPING
+    site.restart()
+    site.task()
+    site.run_to_the_end()
+    state = site.state()
+    spool = site.others["daemon"].spool
+    words = {"token": state.token, "kind": "refused", "nonce": "x", "slurm_job_id": "9", "why": "claimed"}
+    (spool / f"{state.token}.refused.9.0.json").write_text(json.dumps(words))
+    (spool / "gw-test-other.refused.9.0.json").write_text(json.dumps({**words, "token": "gw-test-other"}))
+    runs_of = site.supervisor._do.runs_of
+    retention = Retention(site.root, runs_of, site.clock, keep_days=7, keep_failed_days=30)
+    site.clock.advance(time.time() - site.clock.now() + 8 * 86400)
+    assert retention.remove_old() == 1
+    assert [path.name for path in spool.iterdir()] == ["gw-test-other.refused.9.0.json"]
+    assert not (site.others["daemon"].root / state.token).exists()
 
 
 def test_it_looks_once_an_hour(bench):

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from girder_worker_slurm.cluster.run_directory import RunDirectories
+from girder_worker_slurm.job.state import Outcome
 
 EVENT = {"token": "gw-1", "kind": "ended", "slurm_job_id": "7", "nonce": "n", "exit_code": 0}
 
@@ -167,3 +168,21 @@ def test_a_directory_in_the_spool_does_not_hide_all_events(tmp_path):
     event = {"token": "gw-1", "kind": "ended", "slurm_job_id": "7", "nonce": "n"}
     (runs.spool / "gw-1.ended.1.json").write_text(json.dumps(event))
     assert [seen.token for seen in runs.events()] == ["gw-1"]
+
+
+def test_nothing_is_made_where_the_file_system_is_not_mounted(tmp_path):
+    runs = RunDirectories(tmp_path / "jobs")
+    with pytest.raises(FileNotFoundError):
+        runs.events()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_somebody_removed_is_made_again(site):
+    """No job could leave a word any more, and each ended as an error, also one whose analysis had succeeded."""
+    site.task()
+    site.run_until(lambda: site.entries()[-1] == "submitted", steps_slurm=False)
+    site.runs.spool.rmdir()
+    site.run_for(1)
+    assert site.runs.spool.stat().st_mode & 0o777 == 0o700
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS

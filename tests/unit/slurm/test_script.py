@@ -18,7 +18,13 @@ from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.job.state import JobState
 from girder_worker_slurm.job.usage import cpu_seconds
 from girder_worker_slurm.job.verdict import verdict_of_event, verdict_of_last_word
-from girder_worker_slurm.script.render import JobScript, argument_file, render_script, sbatch_head
+from girder_worker_slurm.script.render import (
+    JobScript,
+    argument_file,
+    forbidden_head_option,
+    render_script,
+    sbatch_head,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "job.slurm"
 EXAMPLE = JobScript(
@@ -78,6 +84,19 @@ def test_only_the_head_that_sbatch_would_read_is_taken_from_a_sites_script():
     text = "#!/bin/bash\n#SBATCH --mem=1G  \n# a comment\n\n#SBATCH -p low\nmodule load x\n#SBATCH --time=1\n"
     assert sbatch_head(text) == ("#SBATCH --mem=1G", "#SBATCH -p low")
     assert sbatch_head("") == ()
+
+
+@pytest.mark.parametrize("line", ["hetjob", "packjob", "  hetjob  # two jobs", "--wait", "-W", "--wai"])
+def test_a_head_of_several_jobs_or_one_that_waits_is_refused(line):
+    """`#SBATCH hetjob` makes two jobs of one; with `--wait` each submission waits for the end of its job."""
+    assert forbidden_head_option((f"#SBATCH {line}",))
+
+
+def test_options_that_only_begin_like_those_are_not_refused():
+    assert (
+        forbidden_head_option(("#SBATCH --wait-all-nodes=1", "#SBATCH --comment=hetjob", "#SBATCH -p hetjob"))
+        is None
+    )
 
 
 def test_an_argument_with_nul_is_refused():

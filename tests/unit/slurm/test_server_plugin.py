@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import requests
 
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.errors import GirderUnreachable
@@ -110,6 +111,29 @@ def test_two_girders_have_settings_of_their_own(girder, plugin):
     with http_girder() as other:
         other.plugin = {"t-job": {"settings": {"mem": "1G"}}}
         assert (settings_of(plugin, girder), settings_of(plugin, other)) == (SETTINGS, {"mem": "1G"})
+
+
+def test_threads_that_wait_for_one_answer_of_girder_do_not_each_wait_for_one_of_their_own():
+    """Four threads that also cancel in Slurm: each waited a minute, one after the other."""
+    asked = []
+
+    class Hanging:
+        def request(self, _method, url, **_how):
+            asked.append(url)
+            clock.advance(60.0)
+            raise requests.ReadTimeout
+
+    clock = FakeClock()
+    plugin = ServerPlugin(clock, Hanging())
+    job = GirderJob("http://girder/api/v1/job/1", "secret")
+    for _ in range(4):
+        with pytest.raises(GirderUnreachable):
+            plugin.settings(job)
+    assert len(asked) == 1
+    clock.advance(61.0)
+    with pytest.raises(GirderUnreachable):
+        plugin.settings(job)
+    assert len(asked) == 2
 
 
 # -- in a job

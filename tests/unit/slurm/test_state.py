@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girder_worker_slurm.job.state import GirderJob, GirderUser, JobState, Outcome, Phase, apply, fold
+from girder_worker_slurm.job.state import (
+    GirderJob,
+    GirderUser,
+    GrowingSet,
+    JobState,
+    Outcome,
+    Phase,
+    apply,
+    fold,
+)
 
 ATTEMPT = {"event": "attempt", "number": 1, "token": "gw-1", "nonce": "n1", "log_path": "/l/1"}
 STORY = [
@@ -180,3 +189,27 @@ def test_the_job_that_started_is_the_one_whose_id_counts():
 def test_nothing_recorded_is_a_job_just_accepted():
     assert fold([]) == JobState()
     assert not JobState().is_in_slurm
+
+
+def test_a_hundred_thousand_outputs_cost_no_more_each_than_a_thousand():
+    """Each entry copied what was known of all files before it."""
+    state = JobState()
+    for number in range(3000):
+        state = apply(state, {"event": "upload", "key": f"0:{number}", "upload_id": "u"})
+        state = apply(state, {"event": "upload_at", "key": f"0:{number}", "offset": 3})
+        if number < 2999:
+            state = apply(state, {"event": "uploaded", "key": f"0:{number}"})
+    assert len(state.uploaded) == 2999
+    assert dict(state.uploads) == {"0:2999": "u"}
+    assert dict(state.upload_offsets) == {"0:2999": 3}
+
+
+def test_a_set_that_grows_leaves_those_before_it_as_they_were():
+    empty = GrowingSet()
+    one = empty.with_one_more("a")
+    two, other = one.with_one_more("b"), one.with_one_more("c")
+    assert (set(empty), set(one), set(two), set(other)) == (set(), {"a"}, {"a", "b"}, {"a", "c"})
+    assert "c" not in two
+    assert one.with_one_more("a") is one
+    assert two == {"b", "a"}
+    assert len(other.with_one_more("b")) == 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from girder_worker_slurm.errors import ClusterUnreachable, SubmitDeferred, SubmitRejected
+from girder_worker_slurm.errors import ClusterUnreachable, SubmitDeferred, SubmitRejected, SubmitUnsure
 from girder_worker_slurm.girder.job_updates import JobStatus
-from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.job.state import Outcome, Phase
 
 SUCCESS, ERROR, CANCELED = JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELED
 
@@ -91,3 +91,41 @@ def test_a_submission_that_is_not_possible_now_is_made_later(site, error):
     site.run_to_the_end()
     assert site.shown().status == SUCCESS
     assert len(site.calls("submit")) == 6
+
+
+@pytest.mark.fault("frozen controller takes a submission late", phases=("submitted",))
+def test_a_refusal_does_not_end_a_job_of_which_an_earlier_submission_runs(site):
+    """The claim was taken for the refused one, and whether it was got was not looked at: the running one was forgotten."""
+    submit, tries = site.cluster.submit, []
+
+    def late(submission):
+        tries.append(submission)
+        if len(tries) == 1:
+            raise SubmitUnsure("the controller is frozen")
+        site.cluster.start(submit(submission))
+        raise SubmitRejected("Invalid account")
+
+    site.cluster.submit = late
+    site.task()
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+    assert len(tries) == 2
+
+
+@pytest.mark.fault("frozen controller takes a submission late", phases=("submitted",))
+def test_a_submission_that_starts_while_it_is_given_up_is_not_given_up(site):
+    submit, claim, tries = site.cluster.submit, site.runs.claim, []
+
+    def unsure(submission):
+        tries.append(submission)
+        raise SubmitUnsure("the controller is frozen")
+
+    def claims(token, why):
+        if why == "given up":
+            site.cluster.start(submit(tries[0]))
+        return claim(token, why)
+
+    site.cluster.submit, site.runs.claim = unsure, claims
+    site.task()
+    site.run_to_the_end()
+    assert site.state().verdict.outcome is Outcome.SUCCESS

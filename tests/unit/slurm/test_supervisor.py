@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from girder_worker_slurm.girder.job_updates import JobStatus
-from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.job.state import Outcome, Phase
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.running_jobs import running
 from tests.unit.slurm.site import Site
 
 SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
@@ -153,6 +154,27 @@ def test_running_jobs_without_output_are_not_looked_at_four_times_a_second(site)
     site.story.feed = lambda job: looks.append(job) or feed
     site.run_for(10)
     assert len(looks) <= 12
+
+
+def test_an_unexpected_error_with_one_job_does_not_hold_up_the_others_or_forget_it(site, monkeypatch):
+    """It ended the whole turn of the supervising thread, and the job was not looked at again."""
+    (job,) = running(site)
+    errors = [RuntimeError("a mistake of ours")]
+    told = site.supervisor._events.record
+
+    def record(live):
+        if live.task_id == job and errors:
+            raise errors.pop()
+        told(live)
+
+    monkeypatch.setattr(site.supervisor._events, "record", record)
+    site.task("other")
+    site.cluster.finish(site.state(job).slurm_job_id)
+    site.turn()
+    assert not errors
+    site.cluster.default_program = FakeProgram()
+    site.run_to_the_end(seconds=30)
+    assert site.state(job).verdict.outcome is Outcome.SUCCESS
 
 
 # -- jobs that are not ours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic, sleep
+from time import monotonic
 
 import pytest
 
@@ -12,13 +12,7 @@ from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.job.pools import Pool
 from girder_worker_slurm.testing import FakeProgram
 from tests.unit.slurm.site import Site
-
-
-def wait_until(condition, seen):
-    until = monotonic() + 10
-    while not condition():
-        assert monotonic() < until, seen()
-        sleep(0.005)
+from tests.unit.slurm.waiting import wait_until
 
 
 @pytest.fixture
@@ -110,3 +104,21 @@ def test_a_pool_gives_the_users_their_turns():
     assert finished.wait(5)
     assert done.index(("b", 0)) == 1
     assert [number for user, number in done if user == "a"] == list(range(1000))
+
+
+def test_messages_that_cannot_be_run_do_not_take_the_threads_that_end_jobs(tmp_path):
+    """Each waited five minutes in one of the six threads for a Girder that was away."""
+    site = Site(tmp_path)
+    site.supervisor._pools = {}
+    site.supervisor.start([])
+    try:
+        may_go, begun = threading.Event(), []
+        for _ in range(20):
+            site.supervisor.run_in_pool("unhandled", lambda: (begun.append(1), may_go.wait(10)))
+        done = threading.Event()
+        site.supervisor.run_in_pool("girder", done.set)
+        assert done.wait(5)
+        assert len(begun) <= 1
+    finally:
+        may_go.set()
+        site.supervisor.stop()

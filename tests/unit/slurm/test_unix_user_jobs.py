@@ -12,12 +12,8 @@ from girder_worker_slurm.job.state import GirderUser, Outcome, Phase
 from girder_worker_slurm.testing import FakeProgram
 from girder_worker_slurm.users.mapping_file import parse_mapping
 from girder_worker_slurm.users.unix_users import UnixUserRules
+from tests.unit.slurm.mapped_users import MAPPING
 from tests.unit.slurm.site import Site
-
-#: Users whom every machine has.
-MAPPING = parse_mapping(
-    "users:\n- login: ada\n  unix_user: daemon\n- login: bob\n  unix_user: bin\n- login: eve"
-)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from girder_worker_slurm.job.live_job import LiveJob
 from girder_worker_slurm.job.state import GirderJob, GirderUser, JobState, Phase
 from girder_worker_slurm.job.supervisor import SupervisorRules
 from girder_worker_slurm.job.update_turns import UpdateTurns
+from tests.unit.slurm.running_jobs import running
 
 _RULES = SupervisorRules(token_prefix="gw-")
 
@@ -161,3 +162,42 @@ def test_jobs_that_wait_for_bytes_have_their_turns_alike():
             last[job] = clock.monotonic()
     assert longest == 3.0
     assert min(last.values()) >= clock.monotonic() - 3.0
+
+
+class SlowPool:
+    """A pool whose threads all wait for a Girder that does not answer."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, work, *arguments, user=""):
+        del user
+        self.waiting.append((work, arguments))
+
+
+def test_a_girder_that_does_not_answer_keeps_few_jobs_busy(site):
+    """Twenty updates a second were begun, whatever became of those before: soon no job could be cancelled in Slurm."""
+    names = running(site, 100)
+    slow = site.supervisor._pools["girder"] = SlowPool()
+    for name in names:
+        with (site.runs.path(site.state(name).token) / "output.log").open("ab") as log:
+            log.write(b"more\n")
+    site.run_for(120)
+    assert 0 < len(slow.waiting) <= 24
+    assert sum(site.job(name).is_busy for name in names) <= 24
+
+
+def test_updates_go_on_when_girder_answers_again(site):
+    names = running(site, 60)
+    slow, pool = SlowPool(), site.supervisor._pools["girder"]
+    site.supervisor._pools["girder"] = slow
+    for name in names:
+        with (site.runs.path(site.state(name).token) / "output.log").open("ab") as log:
+            log.write(b"more\n")
+    site.run_for(30)
+    site.supervisor._pools["girder"] = pool
+    for work, arguments in slow.waiting:
+        work(*arguments)
+    site.run_for(30)
+    assert all("more" in site.shown(name).text for name in names)
+    assert site.supervisor._updates_under_way == 0

@@ -6,6 +6,7 @@ import pytest
 
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
 from tests.unit.slurm.site import WorkerDied
 
@@ -99,3 +100,18 @@ def test_a_job_that_another_worker_took_over_is_left_alone(site):
     site.run_for(60)
     assert site.supervisor.live_count == 0
     assert site.calls("cancel") == []
+
+
+def test_a_job_that_another_worker_has_taken_over_is_not_shown_any_more(site):
+    """Log and progress were sent without a look at who owns the job: two workers sent the log of one."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    record = site.task()
+    site.run_until(lambda: site.state().started is not None)
+    other = Record.load(record.path, worker_id="w2")
+    assert other.take_over()
+    with (site.runs.path(site.state().token) / "output.log").open("ab") as log:
+        log.write(b"more\n")
+    before = site.girder.puts
+    site.run_for(5)
+    assert site.girder.puts == before
+    assert site.supervisor.live_count == 0
