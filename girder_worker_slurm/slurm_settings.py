@@ -157,7 +157,7 @@ class SlurmSection(BaseModel):
     infrastructure_retries: NonNegativeInt = setting(
         2,
         "How often a job is run again that was lost without its own fault: its node failed or did not boot, it could not be"
-        " launched, or it was put back into the queue. On other nodes, if there are some.",
+        " launched, it was put back into the queue, or Slurm's controller lost it. On other nodes, if there are some.",
     )
     preemption_retries: NonNegativeInt = setting(10, "How often a job is run again that was preempted.")
     docker_resources: Literal["honour", "ignore"] = setting(

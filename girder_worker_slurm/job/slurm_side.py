@@ -33,7 +33,7 @@ from girder_worker_slurm.script.render import sbatch_head
 from girder_worker_slurm.script.resources import head_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from girder_worker_slurm.cluster.interface import JobDetail
     from girder_worker_slurm.job.girder_side import GirderSide
@@ -48,6 +48,8 @@ _MAX_SUBMITS = 3
 #: Verdicts of jobs that Slurm may still have in its queue.
 _MAY_STILL_WAIT = ("held", "launch_failed", "requeued")
 _KILL_AFTER_SECONDS = 60.0
+#: The least that Slurm remembers a job which has ended (MinJobAge).
+_LEAST_MEMORY_SECONDS = 2.0
 _CANCEL_AGAIN_SECONDS = 20.0
 _LONGEST_CANCEL_PAUSE_SECONDS = 300.0
 
@@ -256,7 +258,7 @@ class SlurmSide:
             detail = self._do.cluster_of(job).describe(SlurmJobId(state.slurm_job_id))
         if detail is None or detail.token != state.token:
             # Ids are given out again: a job of another name is not ours.
-            return self._verdict_of_absence(job)
+            return self._verdict_of_absence(job, is_id_of_another=detail is not None)
         job.missing = 0
         if detail.state not in FINAL_STATES:
             if state.ended is not None and detail.state in WAITING_STATES | {"CONFIGURING"}:
@@ -314,11 +316,13 @@ class SlurmSide:
         with contextlib.suppress(Unreachable):
             self._girder.flush(job)
 
-    def _verdict_of_absence(self, job: LiveJob) -> Verdict | None:
+    def _verdict_of_absence(self, job: LiveJob, *, is_id_of_another: bool) -> Verdict | None:
         state = job.state
         if state.ended is not None:
-            # Slurm forgot it already; the script's own word is all there is.
-            return verdict_of_last_word(state)
+            # Slurm forgot it already; the script's own word is all there is. It gives ids out again after a crash, and
+            # ends what it finds running under them (seen: 22.05.8).
+            is_lost = is_id_of_another or self._has_just_ended(state.ended)
+            return verdict_of_last_word(state, is_lost=is_lost and not state.cluster)
         claimant = self._do.runs_of(state).claimant(state.token)
         if claimant and claimant != state.slurm_job_id:
             # Another submission of the same token runs; the one that is gone was turned away by the claim.
@@ -344,6 +348,10 @@ class SlurmSide:
         job.missing = 0
         job.record.append("lost")
         return None
+
+    def _has_just_ended(self, ended: Mapping[str, object]) -> bool:
+        at = ended.get("at")
+        return isinstance(at, (int, float)) and 0 <= self._do.clock.now() - at < _LEAST_MEMORY_SECONDS
 
     def _await_whole_log(self, job: LiveJob) -> None:
         """Waits until the shared file system shows the log as long as the job left it."""

@@ -34,6 +34,8 @@ UNWRITABLE = "unwritable"
 PRERUN = "prerun"
 #: The cause that stands for a path of the site that is not on the node.
 BIND = "bind"
+#: The code of jobs that a controller which went down knows nothing of any more.
+SLURM_LOST = "slurm_lost"
 #: Signals that ask a program to end; others, such as USR1, warn it of something.
 _ENDING_SIGNALS = ("TERM", "INT", "XCPU", "HUP")
 
@@ -98,8 +100,11 @@ def verdict_of_event(state: JobState) -> Verdict | None:
     return None if code in (125, 137) else container_failed(state)
 
 
-def verdict_of_last_word(state: JobState) -> Verdict:
-    """The verdict from the job's own word alone, when Slurm has forgotten the job."""
+def verdict_of_last_word(state: JobState, *, is_lost: bool = False) -> Verdict:
+    """The verdict from the job's own word alone, when Slurm has forgotten the job.
+
+    `is_lost`: sooner than it forgets jobs that it has ended itself.
+    """
     ended = state.ended or {}
     if state.cancel:
         return cancelled(state)
@@ -114,6 +119,12 @@ def verdict_of_last_word(state: JobState) -> Verdict:
         return _ended_before_container(state)
     if ended.get("cause") == BIND:
         return _site_data_missing(state)
+    if _was_asked_to_end(ended) and is_lost:
+        return _slurm(
+            SLURM_LOST,
+            f"Slurm lost job {state.slurm_job_id} while it ran{_on(ended)}, most likely because its controller went down, and"
+            f" then ended it as one that it does not know (SIG{ended.get('cause')}). Start the job again.",
+        )
     if _was_asked_to_end(ended):
         return _slurm(
             "ended_by_signal",

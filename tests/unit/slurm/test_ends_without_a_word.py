@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.job.retries import RetryRules
 from girder_worker_slurm.job.state import Outcome, Phase
@@ -177,3 +178,57 @@ def test_a_requeued_job_that_is_refused_by_its_own_claim_is_no_success(site):
     site.cluster.start(job.slurm_job_id)
     site.run_to_the_end()
     assert site.shown().status == ERROR
+
+
+@pytest.mark.parametrize("is_id_of_another", [True, False])
+@pytest.mark.fault("slurmctld lost an acknowledged job and gave its id out again", phases=("running",))
+def test_a_job_that_slurm_lost_and_then_ended_is_run_again(tmp_path, is_id_of_another):
+    """Seen with 22.05.8: the controller crashes, gives the id to the next job, and the node ends what runs under it."""
+    site = Site(tmp_path, retries=RetryRules())
+    running(site)
+    first = site.state()
+    site.cluster.default_program = FakeProgram()
+    site.cluster.finish(first.slurm_job_id, cause="TERM", exit_code=143)
+    if is_id_of_another:
+        site.clock.advance(100.0)
+        site.cluster.crash(first.slurm_job_id)
+        site.cluster.submit(Submission("gw-another", site.runs.path("x") / "s", site.runs.path("x") / "o"))
+    else:
+        site.cluster.forget(first.slurm_job_id)
+    site.run_until(lambda: site.state().token not in ("", first.token), seconds=60, steps_slurm=False)
+    site.cluster.jobs.pop(first.slurm_job_id, None)
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert f"Slurm job {first.slurm_job_id} was ended by Slurm, which had lost it" in "".join(
+        site.shown().log
+    )
+    assert site.calls("submit")[-1] == site.state().token
+
+
+def test_a_job_that_was_ended_from_outside_long_ago_is_not_run_again(tmp_path):
+    """By an administrator, perhaps: Slurm remembers that for a while only."""
+    site = Site(tmp_path, retries=RetryRules())
+    running(site)
+    number = site.state().slurm_job_id
+    site.cluster.finish(number, cause="TERM", exit_code=143)
+    site.cluster.forget(number)
+    site.clock.advance(100.0)
+    site.run_to_the_end()
+    assert (site.shown().status, site.state().verdict.code) == (ERROR, "ended_by_signal")
+    assert len(site.calls("submit")) == 1
+
+
+def test_a_job_that_slurm_loses_again_and_again_says_so(tmp_path):
+    site = Site(tmp_path, retries=RetryRules(infrastructure=1))
+    running(site)
+    for attempt in (1, 2):
+        site.run_until(
+            lambda attempt=attempt: site.state().attempt == attempt and site.state().started is not None
+        )
+        number = site.state().slurm_job_id
+        site.cluster.finish(number, cause="TERM", exit_code=143)
+        site.cluster.forget(number)
+    site.run_to_the_end()
+    verdict = site.state().verdict
+    assert (site.shown().status, verdict.code) == (ERROR, "slurm_lost")
+    assert "That was try 2. Before it: Slurm job 101 was ended by Slurm, which had lost it" in verdict.sentence
