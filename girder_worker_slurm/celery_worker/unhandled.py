@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from girder_worker_slurm.celery_worker.message import girder_job_of, store_message
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 20
 _RETRY_SECONDS = 15.0
+#: So long one that waits for its next try holds up the others.
+_TURN_SECONDS = 1.0
 
 
 def missing_package(task: str) -> str:
@@ -90,19 +93,26 @@ class UnhandledMessages:
         message.ack()
         job = girder_job_of(stored, self._api_url)
         if job is not None:
-            self._run(lambda: self._tell(job, f"{why}\n"))
+            self._run(partial(self._tell, job, f"{why}\n"))
 
-    def _tell(self, job: GirderJob, why: str) -> None:
-        for _ in range(_TRIES):
-            try:
-                self._fail(job, why)
-            except (JobDeleted, AccessRefused):
+    def _tell(self, job: GirderJob, why: str, *, tries_left: int = _TRIES, not_before: float = 0.0) -> None:
+        """Tries it once; what did not go is tried again after the other messages, which another Girder may wait for."""
+        wait = not_before - self._clock.monotonic()
+        if wait > 0:
+            self._clock.sleep(min(wait, _TURN_SECONDS))
+        if wait > _TURN_SECONDS:
+            self._run(partial(self._tell, job, why, tries_left=tries_left, not_before=not_before))
+            return
+        try:
+            self._fail(job, why)
+        except (JobDeleted, AccessRefused):
+            return
+        except Unreachable:
+            if tries_left == 1:
+                logger.error("Girder could not be told about job %s: %s", job.job_id, why)  # noqa: TRY400 - no bug
                 return
-            except Unreachable:
-                self._clock.sleep(_RETRY_SECONDS)
-            else:
-                return
-        logger.error("Girder could not be told about job %s: %s", job.job_id, why)
+            later = self._clock.monotonic() + _RETRY_SECONDS
+            self._run(partial(self._tell, job, why, tries_left=tries_left - 1, not_before=later))
 
     def _fail(self, job: GirderJob, why: str) -> None:
         try:

@@ -140,8 +140,8 @@ class Supervisor:
             "image": self._rules.parallel_images,
             "submit": self._rules.parallel_submits,
             "deliver": self._rules.parallel_transfers,
-            # It waits for minutes for a Girder that is away; jobs must not.
-            "unhandled": 1,
+            # Its work waits for minutes for a Girder that is away; jobs must not.
+            "unhandled": 2,
         }
         self._pools = {name: Pool(name, size) for name, size in sizes.items()}
         for name, body in (("gw-supervisor", self._run), ("gw-queue", self._queue.run)):

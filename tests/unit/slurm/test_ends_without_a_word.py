@@ -231,4 +231,6 @@ def test_a_job_that_slurm_loses_again_and_again_says_so(tmp_path):
     site.run_to_the_end()
     verdict = site.state().verdict
     assert (site.shown().status, verdict.code) == (ERROR, "slurm_lost")
-    assert "That was try 2. Before it: Slurm job 101 was ended by Slurm, which had lost it" in verdict.sentence
+    assert (
+        "That was try 2. Before it: Slurm job 101 was ended by Slurm, which had lost it" in verdict.sentence
+    )
