@@ -41,6 +41,7 @@ class LiveJob:
         "is_busy",
         "is_parked",
         "last_flush",
+        "last_sign",
         "looks",
         "missing",
         "next_heartbeat",
@@ -103,6 +104,8 @@ class LiveJob:
         self.has_news = False
         #: Good listings in a row that did not have the job.
         self.missing = 0
+        #: The length of its log and when that was new, since Slurm does not know it any more.
+        self.last_sign: tuple[int, float] | None = None
         #: Good listings in a row in which it waits again although it had started.
         self.back_in_queue = 0
         #: How often Slurm was asked about an end that it had not noticed yet.
@@ -121,6 +124,7 @@ class LiveJob:
         self.waiting_message = ""
         self.cancel_sent_at = self.cancel_begun_at = self.final_since = 0.0
         self.missing = self.back_in_queue = self.looks = self.resubmits = 0
+        self.last_sign = None
 
     @property
     def state(self) -> JobState:

@@ -48,6 +48,9 @@ _MAX_SUBMITS = 3
 #: Verdicts of jobs that Slurm may still have in its queue.
 _MAY_STILL_WAIT = ("held", "launch_failed", "requeued")
 _KILL_AFTER_SECONDS = 60.0
+#: So long the log of a job that has vanished must stand still before the job counts as dead.
+_SILENCE_SECONDS = 60.0
+_LOOK_FOR_LIFE_SECONDS = 30.0
 #: The least that Slurm remembers a job which has ended (MinJobAge).
 _LEAST_MEMORY_SECONDS = 2.0
 _CANCEL_AGAIN_SECONDS = 20.0
@@ -260,6 +263,7 @@ class SlurmSide:
             # Ids are given out again: a job of another name is not ours.
             return self._verdict_of_absence(job, is_id_of_another=detail is not None)
         job.missing = 0
+        job.last_sign = None
         if detail.state not in FINAL_STATES:
             if state.ended is not None and detail.state in WAITING_STATES | {"CONFIGURING"}:
                 # Slurm would start it once more; its claim is taken, so that would do nothing.
@@ -333,14 +337,19 @@ class SlurmSide:
             if state.cluster == DIRECT and age < self._do.direct.limit_seconds + 10:
                 # It was started by the worker before this one, and may still run.
                 raise Later(1.0)
-            return None if self._late_word(job) else vanished(state)
+            if self._late_word(job):
+                return None
+            if not state.cancel and not self._is_silent(job):
+                raise Later(_LOOK_FOR_LIFE_SECONDS)
+            return vanished(state)
         if state.cancel:
             self._do.runs_of(state).claim(state.token, "cancelled")
             return cancelled(state)
         job.resubmits += 1
         if job.resubmits >= _MAX_SUBMITS:
             if not self._do.runs_of(state).claim(state.token, "given up"):
-                return vanished(state)
+                # At the last moment it has started.
+                raise Later(self._rules.resolve_seconds)
             return never_started(state, job.resubmits)
         self._girder.feed(job).note(
             f"Slurm lost job {state.slurm_job_id} before it started; it is submitted again."
@@ -348,6 +357,16 @@ class SlurmSide:
         job.missing = 0
         job.record.append("lost")
         return None
+
+    def _is_silent(self, job: LiveJob) -> bool:
+        """Whether a job that Slurm does not know any more has shown no sign of life for a while.
+
+        Nodes go on with jobs that a controller has lost in a crash (seen: 22.05.8).
+        """
+        size, now = self._girder.feed(job).output_bytes, self._do.clock.monotonic()
+        if job.last_sign is None or job.last_sign[0] != size:
+            job.last_sign = (size, now)
+        return now - job.last_sign[1] >= _SILENCE_SECONDS
 
     def _has_just_ended(self, ended: Mapping[str, object]) -> bool:
         at = ended.get("at")

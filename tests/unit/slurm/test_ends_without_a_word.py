@@ -27,6 +27,51 @@ def test_a_started_job_that_vanishes_is_an_error_and_not_started_again(site):
     assert len(site.calls("submit")) == 1
 
 
+@pytest.mark.fault(
+    "slurmctld lost an acknowledged job and gave its id out again", phases=("running", "ended")
+)
+def test_a_job_that_slurm_lost_and_whose_node_goes_on_with_it_is_waited_for(site):
+    """Seen with 22.05.8: a controller that was killed had saved nothing of the last five jobs; their nodes ran them to the end."""
+    running(site)
+    number = site.state().slurm_job_id
+    lost = site.cluster.jobs[number]
+    site.cluster.forget(number)
+    for _ in range(10):
+        site.run_for(50)
+        with (lost.run / "output.log").open("ab") as log:
+            log.write(b"one more tile\n")
+    assert site.shown().status == JobStatus.RUNNING
+    asked = len(site.calls("describe"))
+    assert asked <= 50
+    site.cluster.jobs[number] = lost
+    site.cluster.finish(number)
+    site.cluster.forget(number)
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert "".join(site.shown().log).count("one more tile") == 10
+    assert len(site.calls("submit")) == 1
+
+
+def test_a_job_that_slurm_lost_counts_as_dead_when_its_log_stands_still_for_a_minute(site):
+    running(site)
+    site.cluster.forget(site.state().slurm_job_id)
+    begun = site.clock.monotonic()
+    site.run_to_the_end()
+    assert site.state().verdict.code == "vanished"
+    assert 60 <= site.clock.monotonic() - begun <= 120
+
+
+def test_a_cancel_of_a_job_that_slurm_lost_is_not_kept_waiting(site):
+    running(site)
+    site.cluster.forget(site.state().slurm_job_id)
+    site.run_for(20)
+    site.revoked.add("t1")
+    begun = site.clock.monotonic()
+    site.run_to_the_end()
+    assert site.shown().status == JobStatus.CANCELED
+    assert site.clock.monotonic() - begun < 30
+
+
 @pytest.mark.fault("job gone from Slurm", phases=("pending",))
 def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(site):
     site.task()
