@@ -133,7 +133,8 @@ def test_a_job_that_slurm_has_forgotten(site: Site, folder: str) -> None:
         _kill_the_script(slurm)
         wait_until("Slurm has forgotten it", lambda: site.slurm_state(slurm) == "", seconds=120)
         site.worker.start()
-        _expect_error(site, job, f"Slurm job {slurm} had started", "is gone from Slurm")
+        # Its log has to stand still for a minute.
+        _expect_error(site, job, f"Slurm job {slurm} had started", "is gone from Slurm", seconds=150)
     assert "out.txt" not in site.girder.files(folder)
 
 
