@@ -23,6 +23,7 @@ One class per thing a person would do differently::
     ├── NotEnoughSpace            no room for a SIF
     ├── SifDamaged                the file is not a whole SIF
     │   └── SifUnsupported        it is whole, of a kind that Apptainer cannot run
+    ├── ContainerNotStarted       Apptainer can start no container on this host
     ├── CliContractViolated       the image does not describe its CLIs
     └── ProgramMissing            a program is not on the PATH
 """
@@ -184,6 +185,16 @@ class SifUnsupported(SifDamaged):
     remedy = (
         "Replace it with a SIF of the usual kind (`singularity build` without `--oci`, or `apptainer build`), or remove it"
         " to have one made from the registry."
+    )
+
+
+class ContainerNotStarted(ContainerError):
+    """Apptainer can start no container on this host, of whatever image."""
+
+    remedy = (
+        "The image is not to blame. Allow the worker's user to create user namespaces on this host "
+        "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone) and to open /dev/fuse, "
+        "or install Apptainer's setuid part."
     )
 
 

@@ -19,7 +19,7 @@ from girder_worker_singularity.command_runner import (
     CommandRunner,
     CommandTimeout,
 )
-from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
+from girder_worker_singularity.errors import CliContractViolated, ContainerNotStarted, ProgramMissing
 from girder_worker_singularity.run.container import (
     ContainerSpec,
     container_argv,
@@ -51,6 +51,10 @@ _YAML_START = re.compile(
 )
 _YAML_LINE = re.compile(r"\s|-(?:\s|$)|#|[\"']?[\w.-]+[\"']?\s*:(?:\s|$)|[\]}]|\.\.\.$")
 _LONGEST_NAME = 200
+# Apptainer's own words, whatever the image (1.4.5: "ERROR  : Failed to create user namespace: ..."); not "refused".
+_HOST_REFUSES = re.compile(
+    r"^(?:ERROR|FATAL) {0,3}:.{0,500}?(?:user namespace|\b(?:squash)?fuse\b|fusermount).{0,300}", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class CliDescription:
 def list_clis(sif: Sif, run: Callable[[Sequence[str]], CommandResult]) -> list[CliDescription]:
     """The CLIs of the image, in its own order; CliContractViolated says which call it did not answer.
 
-    `run` runs the image with the arguments it is given.
+    Raises ContainerNotStarted when this host can start no container at all. `run` runs the image with the arguments it is given.
     """
     image = str(sif.reference)
     listed = _parse_list(image, _answer(image, run, ["--list_cli"]))
@@ -108,7 +112,8 @@ def run_on_this_host(
         spec = replace(spec, environment_file=str(file))
     argv = container_argv(spec, apptainer=apptainer, arguments=arguments)
     try:
-        return runner.run(argv, timeout_seconds=timeout_seconds, should_stop=should_stop)
+        # Not where this was called, which may be a directory that this user cannot enter.
+        return runner.run(argv, timeout_seconds=timeout_seconds, cwd=scratch, should_stop=should_stop)
     except CommandNotFound as error:
         raise ProgramMissing(str(error)) from error
     except CommandTimeout as error:
@@ -137,6 +142,9 @@ def _describe(
 def _answer(image: str, run: Callable[[Sequence[str]], CommandResult], arguments: list[str]) -> str:
     result = run(arguments)
     if result.returncode != 0:
+        own_words = _HOST_REFUSES.search(result.stderr)
+        if own_words is not None:
+            raise ContainerNotStarted(f"No container can be started on this host: {_shown(own_words[0])}.")
         said = _shown(result.stderr.strip() or result.stdout.strip())
         raise CliContractViolated(
             f"{image} answered {' '.join(arguments)!r} with exit code {result.returncode} and said: {said}."

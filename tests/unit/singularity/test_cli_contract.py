@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from girder_worker_singularity.command_runner import CommandResult
-from girder_worker_singularity.errors import CliContractViolated, ProgramMissing
+from girder_worker_singularity.errors import CliContractViolated, ContainerNotStarted, ProgramMissing
 from girder_worker_singularity.image.config import ImageConfig
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.run.cli_contract import list_clis, run_on_this_host
@@ -87,6 +87,29 @@ def test_an_image_that_breaks_the_contract_is_told_where(answers, message):
     with pytest.raises(CliContractViolated, match=message) as caught:
         list_clis(SIF, image(answers))
     assert "team/tool:1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR  : Failed to create user namespace: not allowed to create user namespace\n",
+        "FATAL:   container creation failed: while mounting image: squashfuse mount failed: fuse: device not found\n",
+    ],
+)
+def test_a_host_that_can_start_no_container_is_not_the_images_fault(said):
+    def run(arguments):
+        return CommandResult(tuple(arguments), 1, "", said)
+
+    with pytest.raises(ContainerNotStarted, match="No container can be started on this host") as caught:
+        list_clis(SIF, run)
+    assert said.strip()[-20:] in str(caught.value)
+    assert "must print" not in str(caught.value)
+
+
+def test_running_here_starts_where_this_user_can_be(tmp_path):
+    runner = FakeCommandRunner({"apptainer": FakeAnswer(stdout="{}")})
+    run_on_this_host(SIF, ["--list_cli"], runner=runner, scratch=tmp_path)
+    assert runner.calls[0].cwd == tmp_path
 
 
 def test_running_here_appends_the_arguments_to_the_entrypoint(tmp_path):
