@@ -144,9 +144,12 @@ class SubmitTurns:
                 return f"Waiting: {refusal.words}"
         limit = self._rules.max_submitted_per_user
         if limit and len(self._places.get(job.user, ())) >= limit:
-            return f"Waiting: {limit} of your jobs are in Slurm, as many as this site allows at once"
+            return (
+                f"Waiting: {limit} of your jobs {_are(limit)} in Slurm, as many as this site allows at once"
+            )
         if self._taken >= self._rules.max_submitted:
-            return f"Waiting: {self._rules.max_submitted} jobs are in Slurm, as many as this worker may have there"
+            most = self._rules.max_submitted
+            return f"Waiting: {most} {'job' if most == 1 else 'jobs'} {_are(most)} in Slurm, as many as this worker may have there"
         return "Waiting for its turn to be submitted"
 
     def _has_room(self) -> bool:
@@ -207,3 +210,7 @@ class SubmitTurns:
         # At most a second's worth, or one, is saved up.
         self._allowance = min(max(1.0, per_second), self._allowance + (now - self._counted_at) * per_second)
         self._counted_at = now
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

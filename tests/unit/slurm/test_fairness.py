@@ -177,6 +177,25 @@ def test_no_user_has_more_jobs_in_slurm_than_allowed_and_the_others_go_on(tmp_pa
     assert {job.status for job in site.girder.jobs.values()} == {SUCCESS}
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (
+            {"max_submitted_per_user": 1},
+            "Waiting: 1 of your jobs is in Slurm, as many as this site allows at once",
+        ),
+        ({"max_submitted": 1}, "Waiting: 1 job is in Slurm, as many as this worker may have there"),
+    ],
+)
+def test_a_limit_of_one_is_told_in_the_singular(tmp_path, limits, words):
+    site = site_of_many_users(tmp_path, **limits)
+    site.cluster.default_program = ENDLESS
+    for number in range(2):
+        site.girder.jobs.get(f"job-a{number}") or site.task(f"a{number}")
+    site.run_for(30, steps_slurm=True)
+    assert site.shown("a1").message == words
+
+
 def test_those_whom_girder_does_not_name_are_one_user(tmp_path):
     site = Site(tmp_path, max_submitted_per_user=1)
     site.girder.user_of = lambda _job, message, *_more: (
