@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from girder_worker_slurm.doctor.finding import Finding
 
 _COMMAND_SECONDS = 60.0
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+_COLOURS = {"ok": "green", "skip": "blue", "warn": "yellow", "fail": "red"}
 
 
 @click.command("doctor", short_help="Check this site and say what to mend.")
@@ -42,8 +42,9 @@ def doctor_command(*, no_probe: bool, timeout_seconds: float, as_json: bool) -> 
     submits a small job with the worker's own sbatch options to see the same from a compute node. Changes nothing and
     takes no task; the probe job and its files are removed, also after Ctrl-C. Safe beside a running worker.
 
-    Each line is `ok`, `warn` (jobs run, but somebody should look) or `FAIL` (jobs will not run). The exit code is 1 if
-    anything failed. Run it as the user of the worker, on the worker's machine, with the worker's settings.
+    Each line is `ok`, `warn` (jobs run, but somebody should look), `FAIL` (jobs will not run) or `skip` (not looked at,
+    since something that it needs failed). The exit code is 1 if anything failed. Run it as the user of the worker, on the
+    worker's machine, with the worker's settings.
 
     \b
     Examples:

@@ -37,6 +37,11 @@ HOST_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64")
 #: As for every job; see girder_worker_singularity/run/container.py.
 EXEC_OPTIONS = ("--quiet", "exec", "--containall", "--cleanenv", "--no-eval")
 _TIMEOUT_SECONDS = 120.0
+_ALLOW = (
+    "Allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone) and /dev/fuse, or"
+    " install Apptainer's setuid part."
+)
+_LET_IN = "Let this user enter that directory, and each one above it."
 
 
 class TinySifNotMade(Exception):
@@ -109,7 +114,10 @@ def check_container(program: str, runner: CommandRunner, scratch: Path) -> Itera
     try:
         with tempfile.TemporaryDirectory(prefix="doctor-", dir=scratch) as directory:
             sif = make_tiny_sif(program, runner, Path(directory))
-            answer = runner.run(tiny_container(program, sif), timeout_seconds=_TIMEOUT_SECONDS)
+            # A job does not start where this was called, which may be a directory that this user cannot enter.
+            answer = runner.run(
+                tiny_container(program, sif), timeout_seconds=_TIMEOUT_SECONDS, cwd=Path(directory)
+            )
     except TinySifNotMade as error:
         yield fail(
             CONTAINER,
@@ -129,12 +137,9 @@ def judge_container(check: str, returncode: int, words: str, *, where: str) -> I
         yield ok(check, f"This user can start containers {where}.")
         return
     said = " ".join(line.strip() for line in words.splitlines() if line.strip())[-400:].rstrip(".")
-    yield fail(
-        check,
-        f"A container cannot be started {where}: {said or f'exit code {returncode}'}.",
-        "Allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone) and /dev/fuse, or"
-        " install Apptainer's setuid part.",
-    )
+    # Apptainer 1.4.5: can't change directory to /home/pat/site: permission denied
+    remedy = _LET_IN if "change directory" in said or "chdir" in said else _ALLOW
+    yield fail(check, f"A container cannot be started {where}: {said or f'exit code {returncode}'}.", remedy)
 
 
 def make_tiny_sif(program: str, runner: CommandRunner, directory: Path) -> Path:
@@ -154,6 +159,7 @@ def make_tiny_sif(program: str, runner: CommandRunner, directory: Path) -> Path:
         [program, "--quiet", "build", "--force", str(sif), str(box)],
         timeout_seconds=_TIMEOUT_SECONDS,
         env=environment,
+        cwd=directory,
     )
     shutil.rmtree(box, ignore_errors=True)
     if answer.returncode != 0 or not sif.exists():

@@ -9,9 +9,9 @@ from girder_worker_slurm.doctor.broker_connection import (
     BrokerRefused,
     BrokerUnreachable,
     broker_connection,
+    shown_address,
 )
 from girder_worker_slurm.doctor.finding import fail, ok, warn
-from girder_worker_slurm.records.jobs_root import broker_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: f
     url = settings.celery.broker.get_secret_value()
     try:
         with broker_connection(url, timeout_seconds=timeout_seconds, ca=settings.celery.broker_ca) as broker:
-            yield ok(CHECK, f"{broker_identity(url)} lets us in.")
+            yield ok(CHECK, f"{shown_address(url)} lets us in.")
             queues = {name: broker.queue(name) for name in settings.celery.queues}
     except BrokerUnreachable as error:
         yield fail(

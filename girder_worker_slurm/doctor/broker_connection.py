@@ -90,7 +90,7 @@ def broker_connection(
     from kombu import Connection  # noqa: PLC0415 - most commands of the command line never need it
     from kombu.exceptions import KombuError, OperationalError  # noqa: PLC0415
 
-    place = broker_identity(url)
+    place = shown_address(url)
     connection = Connection(
         url,
         connect_timeout=timeout_seconds,
@@ -125,6 +125,11 @@ def broker_connection(
     finally:
         with contextlib.suppress(*errors):
             connection.release()
+
+
+def shown_address(url: str) -> str:
+    """Where a broker is, for people: host and port, and the virtual host unless it is `/`."""
+    return broker_identity(url).rstrip("/")
 
 
 def tls_options(url: str, ca: Path | None) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from girder_worker_slurm.doctor import (
     job_script,
     probe_verdict,
     slurm,
+    trial_submission,
     unix_users,
     users,
     workers,
@@ -141,9 +142,20 @@ def site_checks(site: Site) -> list[Check]:
             (slurm.CONTROLLER,),
         ),
         Check(
-            gpus.CHECK,
-            partial(gpus.check_gpus, questions, settings, site.slurm_options),
+            slurm.OPTIONS,
+            partial(
+                trial_submission.check_site_options,
+                questions,
+                settings,
+                site.slurm_options,
+                site.partitions,
+            ),
             (slurm.PARTITION,),
+        ),
+        Check(
+            gpus.CHECK,
+            partial(gpus.check_gpus, questions, settings, site.slurm_options, site.partitions),
+            (slurm.OPTIONS,),
         ),
         start[apptainer.PROGRAM],
         Check(

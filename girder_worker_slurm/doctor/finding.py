@@ -1,4 +1,4 @@
-"""What a check says: one finding per fact, each with a remedy unless all is well."""
+"""What a check says: one finding per fact, each with a remedy unless there is nothing to do about it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Level(str, enum.Enum):
     """How bad a finding is."""
 
     OK = "ok"
+    #: Not looked at, since something else failed.
+    SKIP = "skip"
     #: Jobs run, but something will surprise, or could not be looked at.
     WARN = "warn"
     #: Jobs will not run.
@@ -25,7 +27,7 @@ class Level(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor. Only a finding that is not ok has a remedy, and it always has one."""
+    """One line of the doctor. A warning or a failure has a remedy, always; nothing else has one."""
 
     check: str
     level: Level
@@ -33,7 +35,7 @@ class Finding:
     remedy: str = ""
 
     def __post_init__(self) -> None:
-        if (self.level is Level.OK) == bool(self.remedy):
+        if (self.level in (Level.OK, Level.SKIP)) == bool(self.remedy):
             msg = f"The finding {self.found!r} of level {self.level.value} has the remedy {self.remedy!r}."
             raise ValueError(msg)
 
@@ -53,6 +55,11 @@ class Finding:
 def ok(check: str, found: str) -> Finding:
     """All is well."""
     return Finding(check, Level.OK, found)
+
+
+def skip(check: str, found: str) -> Finding:
+    """Nobody knows: what it needs has failed, and that has a remedy."""
+    return Finding(check, Level.SKIP, found)
 
 
 def warn(check: str, found: str, remedy: str) -> Finding:
@@ -90,7 +97,7 @@ def _findings(check: Check, failed: set[str]) -> Iterator[Finding]:
     missing = [name for name in check.needs if name in failed]
     if missing:
         failed.add(check.name)
-        yield warn(check.name, f"Not looked at, since this failed: {', '.join(missing)}.", "Mend that first.")
+        yield skip(check.name, f"Not looked at, since this failed: {', '.join(missing)}.")
         return
     try:
         yield from check.run()

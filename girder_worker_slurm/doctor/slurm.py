@@ -113,7 +113,8 @@ def judge_controller(version: CommandResult, ping: CommandResult) -> Iterator[Fi
         yield fail(
             CONTROLLER,
             f"Slurm {name}; `scontrol ping` says: {_words(ping)}.",
-            "Start slurmctld, or let this machine reach it (slurm.conf, munge, firewall).",
+            "Start slurmctld, let this machine reach it (slurm.conf, munge, firewall), or set SLURM_CONF where slurm.conf is"
+            " not in its usual place.",
         )
     elif number and (int(number[1]), int(number[2])) < _OLDEST:
         yield warn(
@@ -146,18 +147,18 @@ def judge_partition(wanted: str, listing: str, *, has_script: bool) -> Iterator[
     if not wanted:
         default = next((name for name, fields in partitions.items() if fields.get("Default") == "YES"), "")
         if default:
-            yield ok(PARTITION, f"None is set; the cluster's default is {default}.")
+            yield ok(PARTITION, f"[slurm] names none: jobs go to the cluster's default, {default}.")
             wanted = default
         elif has_script:
             yield ok(
                 PARTITION,
-                "None is set here and the cluster has no default; the submit script has to name one.",
+                "[slurm] names none and the cluster has no default: the submit script has to name one.",
             )
             return
         else:
             yield fail(
                 PARTITION,
-                "None is set, and the cluster has no default.",
+                "[slurm] names none, and the cluster has no default.",
                 f"Set `partition` in [slurm] to one of: {', '.join(sorted(partitions)) or 'none can be seen'}.",
             )
             return

@@ -33,7 +33,7 @@ def check_mapping(settings: Settings) -> Iterator[Finding]:
     """Whether the mapping file makes sense; as the start needs it."""
     path = settings.users.mapping_file
     if path is None:
-        yield ok(MAPPING, "None: all users are alike.")
+        yield ok(MAPPING, "There is no mapping: all users are alike.")
         return
     try:
         mapping = read_mapping(path, settings.users.unmapped)

@@ -160,6 +160,26 @@ def test_gpus_are_asked_of_slurm_and_an_overlay_is_tried_on_the_node(site):
     assert "invalid partition" in site.doctor("--no-probe", code=1)["GPUs"][0]["found"].lower()
 
 
+@pytest.mark.parametrize("option", ["memm = 8G", "mem = 800G", "time = 4 hours"])
+def test_options_that_slurm_refuses_are_not_blamed_on_gpus(site, option):
+    site.lines = {"slurm.options": [option]}
+    found = site.doctor("--no-probe", code=1)
+    assert bad(found) == {"sbatch options": "fail", "GPUs": "skip"}
+    assert option.replace(" = ", "=") in found["sbatch options"][0]["found"]
+
+
+def test_it_does_not_matter_where_the_doctor_is_called(site, tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.chdir(closed)
+    closed.chmod(0)
+    try:
+        found = site.doctor("--no-probe")
+    finally:
+        closed.chmod(0o700)
+    assert bad(found) == {}
+
+
 def test_no_password_is_ever_printed(site):
     password = site.stack["GIRDER_WORKER_BROKER"].split("@")[0].rsplit(":", 1)[1]
     right = site.run("doctor", "--no-probe")
@@ -181,8 +201,9 @@ def test_a_partition_that_does_not_exist_fails_before_and_in_the_probe(site):
 
     assert bad(found) == {
         "partition": "fail",
-        "memory of the nodes": "warn",
-        "GPUs": "warn",
+        "memory of the nodes": "skip",
+        "sbatch options": "skip",
+        "GPUs": "skip",
         "probe job": "fail",
     }
     assert "normal" in found["partition"][0]["remedy"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from girder_worker_slurm.cli.doctor_command import _examine
-from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.doctor.finding import fail, ok, skip, warn
 
 
 @pytest.fixture
@@ -21,17 +21,23 @@ def findings(monkeypatch):
 
 
 def test_a_finding_is_a_line_and_its_remedy_another(jobs, findings):
-    findings += [ok("a", "Fine."), warn("b", "So so.", "Look."), fail("c", "Bad.", "Mend it.")]
+    findings += [
+        ok("a", "Fine."),
+        warn("b", "So so.", "Look."),
+        fail("c", "Bad.", "Mend it."),
+        skip("d", "Not looked at."),
+    ]
 
     result = jobs.run("doctor")
 
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[:5] == [
+    assert result.stdout.splitlines()[:6] == [
         "ok    a: Fine.",
         "warn  b: So so.",
         "      -> Look.",
         "FAIL  c: Bad.",
         "      -> Mend it.",
+        "skip  d: Not looked at.",
     ]
 
 
@@ -41,6 +47,7 @@ def test_a_finding_is_a_line_and_its_remedy_another(jobs, findings):
         ([ok("a", "Fine.")], 0, "All is well."),
         ([warn("a", "So so.", "Look.")], 0, "Nothing failed, 1 to look at."),
         ([fail("a", "Bad.", "Mend.")], 1, "1 failed, 0 to look at"),
+        ([fail("a", "Bad.", "Mend."), skip("b", "Not looked at.")], 1, "1 failed, 0 to look at"),
     ],
 )
 def test_only_a_failure_makes_the_answer_no(jobs, findings, found, code, words):

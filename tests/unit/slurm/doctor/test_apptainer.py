@@ -41,6 +41,25 @@ def test_a_container_is_really_made_and_started(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_container_is_started_where_its_user_can_be_wherever_the_doctor_was_called(tmp_path):
+    def program(call):
+        if "build" in call.argv:
+            Path(call.argv[-2]).touch()
+        return FakeAnswer()
+
+    runner = FakeCommandRunner({"apptainer": program})
+    list(apptainer.check_container("apptainer", runner, tmp_path))
+
+    assert [call.cwd.parent for call in runner.calls] == [tmp_path, tmp_path]
+
+
+def test_a_directory_that_cannot_be_entered_is_not_mended_by_user_namespaces():
+    words = "FATAL: can't change directory to /home/pat/site: permission denied"
+    (finding,) = apptainer.judge_container("x", 255, words, where="here")
+    assert "namespaces" not in finding.remedy
+    assert "enter that directory" in finding.remedy
+
+
 @pytest.mark.parametrize("failing", ["build", "exec"])
 def test_a_container_that_cannot_be_made_or_started_fails_in_apptainers_words(tmp_path, failing):
     def program(call):

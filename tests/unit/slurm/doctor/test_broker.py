@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from girder_worker_slurm.doctor.broker import check_broker, judge_queue
-from girder_worker_slurm.doctor.broker_connection import QueueFacts
+from girder_worker_slurm.doctor.broker_connection import QueueFacts, shown_address
 from girder_worker_slurm.doctor.finding import Level
 from tests.unit.slurm.doctor.here import levels, settings_with
 
@@ -40,3 +40,15 @@ def test_a_broker_that_is_not_there_fails_without_the_password(tmp_path):
     assert finding.level is Level.FAIL
     assert "127.0.0.1:1" in finding.found
     assert "topsecret" not in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://me:secret@10.0.0.5/", "10.0.0.5:5672"),
+        ("amqp://me:secret@127.0.0.1:27130//", "127.0.0.1:27130"),
+        ("amqp://me:secret@rabbit/girder", "rabbit:5672/girder"),
+    ],
+)
+def test_a_broker_is_shown_by_host_port_and_virtual_host(url, shown):
+    assert shown_address(url) == shown

@@ -30,10 +30,11 @@ def test_what_needs_a_failed_check_is_not_looked_at_and_neither_is_what_needs_th
     assert [found[name].level for name in ("root", "other", "probe", "after")] == [
         Level.FAIL,
         Level.OK,
-        Level.WARN,
-        Level.WARN,
+        Level.SKIP,
+        Level.SKIP,
     ]
     assert "root" in found["probe"].found
+    assert found["probe"].remedy == ""
 
 
 def test_a_warning_holds_nothing_up():

@@ -25,6 +25,11 @@ def test_the_controller_has_to_answer(version, ping, expected):
     assert levels(slurm.judge_controller(answer(version), answer(ping))) == [expected]
 
 
+def test_where_slurm_s_configuration_is_can_be_said():
+    (finding,) = slurm.judge_controller(answer("slurm 22.05.8"), answer(""))
+    assert "SLURM_CONF" in finding.remedy
+
+
 PARTITIONS = """\
 PartitionName=normal AllowGroups=ALL Default=YES MaxTime=1-00:00:00 State=UP
 PartitionName=old AllowGroups=ALL Default=NO MaxTime=UNLIMITED State=DRAIN
@@ -44,6 +49,12 @@ PartitionName=old AllowGroups=ALL Default=NO MaxTime=UNLIMITED State=DRAIN
 )
 def test_jobs_need_a_partition_that_is_up(wanted, listing, has_script, expected):
     assert levels(slurm.judge_partition(wanted, listing, has_script=has_script)) == expected
+
+
+def test_a_partition_that_is_not_set_is_not_called_none():
+    first, _ = slurm.judge_partition("", PARTITIONS, has_script=False)
+    assert "None" not in first.found
+    assert "normal" in first.found
 
 
 GOOD = {
