@@ -62,8 +62,8 @@ if [ "$what" = all ]; then
     as_root "$here/worker/demo.sh" --stop
   fi
   say "bringing the real services up"
-  if ! command -v python3 >/dev/null; then
-    as_root sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install python3' >/dev/null
+  if ! command -v python3 >/dev/null || ! command -v git >/dev/null; then
+    as_root sh -c 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install python3 git' >/dev/null
   fi
   as_root "$here/devstack/devstack" up
 fi
@@ -86,17 +86,22 @@ fi
 if [ ! -x "$work/venv/bin/uv" ]; then
   "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
 fi
-# uv reads no configuration of pip: an index of the site's is handed on.
+# uv reads no configuration of pip: an index of the site's is handed on, and its certificate authority to what runs uv.
 index=${PIP_INDEX_URL:-$("$work/venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+authority=${PIP_CERT:-$("$work/venv/bin/python" -m pip config get global.cert 2>/dev/null || true)}
+with_authority=()
+if [ -z "${SSL_CERT_FILE:-}" ] && [ -f "$authority" ]; then
+  with_authority=(env "SSL_CERT_FILE=$authority")
+fi
 export PATH=$work/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 UV_COMPILE_BYTECODE=1 UV_NO_PROGRESS=1
 rm -rf "$work/checkout" "$work/tests-only" "$work/dist"
-uv build --quiet --out-dir "$work/dist" "$here"
+"${with_authority[@]}" uv build --quiet --out-dir "$work/dist" "$here"
 wheel=$(echo "$work"/dist/*.whl)
 mkdir -p "$work/checkout"
 (cd "$here" && git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - 2>/dev/null) | tar -xf - -C "$work/checkout"
 cd "$work/checkout"
-uv pip install --quiet --python "$work/venv/bin/python" --constraint worker/constraints.txt \
+"${with_authority[@]}" uv pip install --quiet --python "$work/venv/bin/python" --constraint worker/constraints.txt \
   --reinstall-package girder-worker-slurm "${wheel}[girder,test]"
 # Without the packages, so that the tests find those of the wheel.
 cp -a --link "$work/checkout" "$work/tests-only"
@@ -122,7 +127,7 @@ if [ "$what" = all ]; then
   in_background second_stack second_stack "$user" "$([ $# != 0 ] || echo images)"
 fi
 if [ "$what" = all ] && [ $# = 0 ]; then
-  in_background versions nox --envdir "$work/nox" --session 'dependencies' sbom
+  in_background versions "${with_authority[@]}" nox --envdir "$work/nox" --session 'dependencies' sbom
 fi
 if [ "$what" = all ]; then
   # As a user does who has the wheel and its pins: pip, and no checkout. The acceptance tests start it.
@@ -205,4 +210,10 @@ if [ -n "${GIRDER_SLURM_FAULTS:-}" ]; then
   python -m tests.support.faults "$GIRDER_SLURM_FAULTS"
 fi
 
+cat <<EOF
+
+Both stacks keep running, and their data stays. To remove them and their accounts:
+  DEVSTACK_DIR=$DEVSTACK_DIR $here/devstack/devstack wipe
+  DEVSTACK_DIR=$second $here/devstack/devstack wipe
+EOF
 printf '\ntests: OK in %d s\n' $((SECONDS - started))
