@@ -31,11 +31,12 @@ _TAIL_SHARE = 0.2
 #: So many that no update is put behind them.
 _UNKNOWN_ENTRIES = _GIRDER_LOG_BYTES
 _COMPARED_BYTES = 64 * 1024
+_KEPT_MESSAGE_CHARACTERS = 1000
 
 
 @dataclass
 class FeedPosition:
-    """How far everything has come, in bytes."""
+    """How far everything has come, in bytes, and what was said on the way."""
 
     #: Of the container's output.
     read: int = 0
@@ -53,6 +54,8 @@ class FeedPosition:
     output: str = ""
     #: Attempts whose end has been told.
     tries: int = 0
+    #: The program's latest text of progress, for the worker that goes on after this one.
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class LogFeed:
         self._limit = limit_bytes
         self.output: Path | None = None
         self.progress: float | None = None
-        self.message: str | None = None
         self._position = self._load()
+        self.message = self._position.message or None
         self.follow(output, files)
 
     @property
@@ -258,6 +261,7 @@ class LogFeed:
             self.progress = piece.progress
         if piece.message:
             self.message = piece.message
+            position.message = piece.message[:_KEPT_MESSAGE_CHARACTERS]
         if position.head_end < 0:
             self._write(piece.text)
             if position.written > self._limit * (1 - _TAIL_SHARE):

@@ -345,3 +345,10 @@ def test_what_a_full_disk_left_of_a_piece_of_log_does_not_shift_what_follows(tmp
         log.write(b"half of someth")
     feed.note("second")
     assert feed.next_update().text == "first\nsecond\n"
+
+
+def test_the_text_of_progress_is_known_after_a_restart(bench):
+    bench.write("<filter-comment>Counting</filter-comment>\n")
+    bench.feed.read()
+    bench.reload()
+    assert bench.feed.message == "Counting"
