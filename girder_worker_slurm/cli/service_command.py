@@ -88,6 +88,7 @@ StartLimitIntervalSec=0
 Type=exec
 {start}\
 # Optional, lines NAME=value. Where sbatch and apptainer are not on the system's PATH, say so there: PATH=/opt/slurm/bin:/usr/bin:/bin
+# And where Slurm's commands need it: SLURM_CONF=/opt/slurm/etc/slurm.conf
 EnvironmentFile=-%h/.config/girder-worker-slurm.env
 Restart=on-failure
 RestartSec=15
