@@ -53,7 +53,9 @@ _YAML_LINE = re.compile(r"\s|-(?:\s|$)|#|[\"']?[\w.-]+[\"']?\s*:(?:\s|$)|[\]}]|\
 _LONGEST_NAME = 200
 # Apptainer's own words, whatever the image (1.4.5: "ERROR  : Failed to create user namespace: ..."); not "refused".
 _HOST_REFUSES = re.compile(
-    r"^(?:ERROR|FATAL) {0,3}:.{0,500}?(?:user namespace|\b(?:squash)?fuse\b|fusermount).{0,300}", re.MULTILINE
+    r"^(?:\x1b\[[0-9;]{0,9}m)?"  # it colours them, into a pipe as well
+    r"(?P<said>(?:ERROR|FATAL) {0,3}:[^\x1b\n]{0,500}?(?:user namespace|\b(?:squash)?fuse\b|fusermount)[^\x1b\n]{0,300})",
+    re.MULTILINE,
 )
 
 
@@ -144,7 +146,9 @@ def _answer(image: str, run: Callable[[Sequence[str]], CommandResult], arguments
     if result.returncode != 0:
         own_words = _HOST_REFUSES.search(result.stderr)
         if own_words is not None:
-            raise ContainerNotStarted(f"No container can be started on this host: {_shown(own_words[0])}.")
+            raise ContainerNotStarted(
+                f"No container can be started on this host: {_shown(own_words['said'])}."
+            )
         said = _shown(result.stderr.strip() or result.stdout.strip())
         raise CliContractViolated(
             f"{image} answered {' '.join(arguments)!r} with exit code {result.returncode} and said: {said}."

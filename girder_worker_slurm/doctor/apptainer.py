@@ -37,6 +37,8 @@ HOST_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64")
 #: As for every job; see girder_worker_singularity/run/container.py.
 EXEC_OPTIONS = ("--quiet", "exec", "--containall", "--cleanenv", "--no-eval")
 _TIMEOUT_SECONDS = 120.0
+#: Apptainer colours its errors, into a pipe as well.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ALLOW = (
     "Allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone) and /dev/fuse, or"
     " install Apptainer's setuid part."
@@ -136,7 +138,8 @@ def judge_container(check: str, returncode: int, words: str, *, where: str) -> I
     if returncode == 0:
         yield ok(check, f"This user can start containers {where}.")
         return
-    said = " ".join(line.strip() for line in words.splitlines() if line.strip())[-400:].rstrip(".")
+    lines = (line.strip() for line in _COLOUR.sub("", words).splitlines())
+    said = " ".join(line for line in lines if line)[-400:].rstrip(".")
     # Apptainer 1.4.5: can't change directory to /home/pat/site: permission denied
     remedy = _LET_IN if "change directory" in said or "chdir" in said else _ALLOW
     yield fail(check, f"A container cannot be started {where}: {said or f'exit code {returncode}'}.", remedy)

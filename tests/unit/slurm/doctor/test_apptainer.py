@@ -60,6 +60,15 @@ def test_a_directory_that_cannot_be_entered_is_not_mended_by_user_namespaces():
     assert "enter that directory" in finding.remedy
 
 
+def test_apptainer_s_colours_are_not_told():
+    words = "\x1b[91mERROR  : Failed to create user namespace: no\n\x1b[0m"
+    (finding,) = apptainer.judge_container("x", 1, words, where="here")
+    assert (
+        finding.found == "A container cannot be started here: ERROR  : Failed to create user namespace: no."
+    )
+    assert "user namespaces" in finding.remedy
+
+
 @pytest.mark.parametrize("failing", ["build", "exec"])
 def test_a_container_that_cannot_be_made_or_started_fails_in_apptainers_words(tmp_path, failing):
     def program(call):
