@@ -103,6 +103,12 @@ quietly() {  # quietly LOG COMMAND...: its last lines are shown only when it fai
   "$@" >"$file" 2>&1 || { tail -n 15 "$file" >&2; return 1; }
 }
 
+need_containers() {  # ends the demonstration where the worker's account can start none: nothing of the rest would work
+  local note
+  note=$("$checkout/devstack/devstack" status | sed -n 's/^note: apptainer: //p') || true
+  [[ $note != *"user namespaces"* ]] || fail "no container can be started on this machine: $note"
+}
+
 install_worker() {
   local wanted
   wanted=$(checksum girder_worker_slurm girder_worker_singularity pyproject.toml worker/constraints.txt worker/install.sh)
@@ -236,9 +242,7 @@ set -a
 . "$DEVSTACK_DIR/env"
 set +a
 set_become_user
-# Nothing of the rest would work without them; the note says how to get them.
-note=$("$checkout/devstack/devstack" status | sed -n 's/^note: apptainer: //p') || true
-[[ $note != *"user namespaces"* ]] || fail "no container can be started on this machine: $note"
+need_containers
 mkdir -p "$site" "$demo/results"
 exec 9>"$demo/lock"
 flock --nonblock 9 || fail "another worker/demo.sh is at work in $DEVSTACK_DIR: wait for it"

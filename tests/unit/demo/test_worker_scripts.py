@@ -133,6 +133,11 @@ def executable(path, text):
     return path
 
 
+def function_of_the_demonstration(name):
+    text = (WORKER / "demo.sh").read_text()
+    return re.search(rf"^{name}\(\) \{{.*?^\}}", text, re.MULTILINE | re.DOTALL)[0]
+
+
 def test_an_installation_says_that_it_takes_a_while(tmp_path):
     for program in ("python", "girder-slurm"):
         executable(tmp_path / "venv" / "bin" / program, "exit 0")
@@ -143,8 +148,7 @@ def test_an_installation_says_that_it_takes_a_while(tmp_path):
 def test_the_demonstration_s_command_does_not_care_where_it_is_called(tmp_path):
     executable(tmp_path / "site/venv/bin/girder-slurm", 'echo "$PWD: $*"')
     sudo = executable(tmp_path / "bin/sudo", 'shift; exec "$@"')
-    text = (WORKER / "demo.sh").read_text()
-    function = re.search(r"^write_command\(\) \{.*?^\}", text, re.MULTILINE | re.DOTALL)[0]
+    function = function_of_the_demonstration("write_command")
     subprocess.run(
         [
             "bash",
@@ -162,3 +166,25 @@ def test_the_demonstration_s_command_does_not_care_where_it_is_called(tmp_path):
         check=True,
     )
     assert answer.stdout == "/: jobs\n"
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ("1.4.5 at /usr/bin/apptainer", "goes on"),
+        (
+            "pat may not create user namespaces: set sysctl a=1",
+            "no container can be started on this machine: pat may not create user namespaces: set sysctl a=1",
+        ),
+    ],
+)
+def test_the_demonstration_stops_where_no_container_can_be_started(tmp_path, note, said):
+    executable(tmp_path / "devstack/devstack", f"echo 'girder ok'; echo 'note: apptainer: {note}'")
+    function = function_of_the_demonstration("need_containers")
+    script = (
+        f'checkout={tmp_path}\nfail() {{ echo "$*"; exit 1; }}\n{function}\nneed_containers\necho "goes on"'
+    )
+    answer = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert answer.stdout == f"{said}\n"
