@@ -68,6 +68,8 @@ if [ "$what" = all ]; then
   as_root "$here/devstack/devstack" up
 fi
 
+command -v git >/dev/null || { echo "tests: git is not here, which lists the files of the checkout: install it"; exit 1; }
+
 # The checkout may be unreadable for the stack's unprivileged user: it gets a copy that it can read.
 work=$DEVSTACK_DIR/tests
 if [ "$what" = all ]; then

@@ -1,6 +1,7 @@
 """The scripts of an installation and the versions they install, as far as they can be looked at without installing."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -188,3 +189,18 @@ def test_the_demonstration_stops_where_no_container_can_be_started(tmp_path, not
         ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
     )
     assert answer.stdout == f"{said}\n"
+
+
+def test_the_unit_tests_ask_for_git_before_anything_is_made(tmp_path):
+    for program in ("dirname", "id", "grep", "paste"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    answer = subprocess.run(
+        [shutil.which("bash"), WORKER.parent / "tests" / "run.sh", "unit"],
+        env={"PATH": str(tmp_path), "GIRDER_SLURM_TEST_DIR": str(tmp_path / "made")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "git is not here" in answer.stdout
+    assert not (tmp_path / "made").exists()
