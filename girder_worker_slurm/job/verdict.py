@@ -34,8 +34,6 @@ UNWRITABLE = "unwritable"
 PRERUN = "prerun"
 #: The cause that stands for a path of the site that is not on the node.
 BIND = "bind"
-#: The code of jobs that a controller which went down knows nothing of any more.
-SLURM_LOST = "slurm_lost"
 #: Signals that ask a program to end; others, such as USR1, warn it of something.
 _ENDING_SIGNALS = ("TERM", "INT", "XCPU", "HUP")
 
@@ -121,7 +119,7 @@ def verdict_of_last_word(state: JobState, *, is_lost: bool = False) -> Verdict:
         return _site_data_missing(state)
     if _was_asked_to_end(ended) and is_lost:
         return _slurm(
-            SLURM_LOST,
+            "slurm_lost",
             f"Slurm lost job {state.slurm_job_id} while it ran{_on(ended)}, most likely because its controller went down, and"
             f" then ended it as one that it does not know (SIG{ended.get('cause')}). Start the job again.",
         )
