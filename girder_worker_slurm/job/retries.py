@@ -22,7 +22,7 @@ _WHAT_HAPPENED = {
     "node_fail": "was lost because its node failed",
     "boot_fail": "could not start because its node did not boot",
     "launch_failed": "could not be launched",
-    "slurm_lost": "was ended by Slurm, which had lost it",
+    "slurm_lost": "was lost by Slurm",
     "requeued": "was put back into the queue while it ran",
     _PREEMPTED: "was preempted by a job of higher priority",
 }

@@ -21,6 +21,7 @@ from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.job.verdict import (
     cancelled,
     launch_failed,
+    lost,
     never_started,
     requeued,
     vanished,
@@ -341,7 +342,7 @@ class SlurmSide:
                 return None
             if not state.cancel and not self._is_silent(job):
                 raise Later(_LOOK_FOR_LIFE_SECONDS)
-            return vanished(state)
+            return lost(state) if is_id_of_another and not state.cluster else vanished(state)
         if state.cancel:
             self._do.runs_of(state).claim(state.token, "cancelled")
             return cancelled(state)

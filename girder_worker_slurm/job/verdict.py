@@ -231,6 +231,17 @@ def vanished(state: JobState) -> Verdict:
     )
 
 
+def lost(state: JobState) -> Verdict:
+    """The job had started, and Slurm has given its id to another job since."""
+    if state.cancel:
+        return cancelled(state)
+    return _slurm(
+        "slurm_lost",
+        f"Slurm lost job {state.slurm_job_id} while it ran{_on(state.started or {})}, most likely because its controller went"
+        " down: its number is another job's now, and it has not been heard of since. Start the job again.",
+    )
+
+
 def requeued(state: JobState, slurm_job_id: str) -> Verdict:
     """The job was put back into the queue while it ran."""
     if state.cancel:

@@ -35,11 +35,14 @@ def _expect_each_once(site: Site, folder: str, jobs: list[str], *, attempts: int
         ended = site.girder.wait_for_end(job, seconds=120)
         log = "".join(ended["log"])
         assert ended["status"] == SUCCESS, log
-        assert (log.count("toy starts"), log.count("toy ends")) == (1, 1), log
-        assert log.count("second 1\n") == 1, log
+        # A job that Slurm loses in a crash is run again, and its log begins anew.
+        last = log.rpartition("It is submitted anew")[2] if attempts > 1 else log
+        assert (last.count("toy starts"), last.count("toy ends")) == (1, 1), log
+        assert last.count("second 1\n") == 1, log
+        assert log.count("toy ends") == 1, log
         entries = site.worker.entries_of(job)
         assert len({entry["token"] for entry in entries if entry["event"] == "attempt"}) <= attempts
-        assert len([entry for entry in entries if entry["event"] == "started"]) == 1
+        assert 1 <= len([entry for entry in entries if entry["event"] == "started"]) <= attempts
     outputs = [name for name in site.girder.files(folder) if name.startswith("out.txt")]
     assert len(outputs) == len(jobs)
 
