@@ -64,8 +64,7 @@ class Site:
         finally:
             site_conf.write_text(before, encoding="utf-8")
             self.slurm("scontrol", "reconfigure", as_root=True)
-            for node in self.stack["DEVSTACK_NODES"].split():
-                self.resume(node)
+            self.resume_all()
 
     @contextmanager
     def partition_down(self, name: str) -> Iterator[None]:
@@ -75,6 +74,11 @@ class Site:
             yield
         finally:
             self.slurm("scontrol", "update", f"partitionname={name}", "state=up", as_root=True)
+
+    def resume_all(self) -> None:
+        """Brings all nodes back that are down or drained."""
+        for node in self.stack["DEVSTACK_NODES"].split():
+            self.resume(node)
 
     def resume(self, node: str) -> None:
         """Brings a node back that is down or drained; one that is neither has come back by itself."""

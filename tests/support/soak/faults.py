@@ -140,6 +140,8 @@ class Faults:
             self._last()
         finally:
             self.site.stack.service("start", "slurmctld")
+            # An id that it gave out twice costs a node (seen: 22.05.8).
+            self.site.resume_all()
 
     def _node(self) -> tuple[str, str]:
         """A node, and the service that is its slurmd."""
