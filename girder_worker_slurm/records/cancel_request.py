@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FILE_NAME = "cancel-requested"
 #: In the directory of all records. It changes with each wish, so that a worker of thousands of jobs looks at one file.
 _NEWS = ".cancels"
+#: What is said of a wish that does not tell whose it is.
+_UNSIGNED = "with girder-slurm"
 
 
 def request_cancel(record: Path, *, who: str, at: str) -> None:
@@ -49,7 +51,10 @@ def cancel_request(record: Path) -> str:
         wish = json.loads((record / FILE_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError):
-        return "with girder-slurm"
+    except ValueError:
+        return _UNSIGNED
+    except OSError:
+        # A disk in trouble, an expired ticket, or no file left to open, is nobody's wish.
+        return _UNSIGNED if os.path.lexists(record / FILE_NAME) else ""
     who = wish.get("who") if isinstance(wish, dict) else None
-    return f"with girder-slurm by {who}" if who else "with girder-slurm"
+    return f"with girder-slurm by {who}" if who else _UNSIGNED

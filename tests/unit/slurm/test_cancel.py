@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 
@@ -232,3 +234,23 @@ def test_a_wish_that_was_there_before_the_worker_had_the_job_is_seen_at_once(sit
     (late.path / FILE_NAME).write_text('{"who": "ada"}', encoding="utf-8")
     site.run_for(3)
     assert site.shown("t1").status == CANCELED
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_file_that_cannot_be_looked_for_is_no_wish(site, monkeypatch, number):
+    """A worker without a file left to open, or whose file system stumbled, cancelled all its jobs."""
+    names = running(site, 3)
+    read_text = Path.read_text
+
+    def stumbling(path, *arguments, **how):
+        if path.name == FILE_NAME:
+            raise OSError(number, os.strerror(number), str(path))
+        return read_text(path, *arguments, **how)
+
+    monkeypatch.setattr(Path, "read_text", stumbling)
+    site.run_for(150)
+    assert {site.shown(name).status for name in names} == {JobStatus.RUNNING}
+    assert not site.calls("cancel")
+    request_cancel(site.job(names[0]).record.path, who="ada@login1", at="2026-01-01T00:00:00Z")
+    site.run_for(90)
+    assert site.shown(names[0]).status == CANCELED

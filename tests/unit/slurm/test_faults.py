@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+
 import pytest
 
 from girder_worker_slurm.job.state import Phase
@@ -80,3 +84,20 @@ def test_events_that_are_seen_forty_seconds_late_are_believed_where_the_grace_al
     site.run_until(delayed)
     assert site.shown().status == 3, site.state().verdict
     assert len(began) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase < Phase.REPORTED])
+def test_no_file_that_can_be_opened_for_a_while_costs_time_alone(site, monkeypatch, phase, number):
+    def failing(path, *_arguments, **_how):
+        raise OSError(number, os.strerror(number), str(path))
+
+    site.one_step_a_turn = True
+    site.task()
+    site.run_until(site.is_in(phase), steps_slurm=phase >= Phase.DECIDED)
+    with monkeypatch.context() as trouble:
+        for module, name in ((io, "open"), (os, "open"), (os, "scandir"), (os, "listdir")):
+            trouble.setattr(module, name, failing)
+        site.run_for(90)
+    site.run_to_the_end(seconds=400)
+    _expect_once(site)
