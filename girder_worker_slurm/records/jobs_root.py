@@ -21,12 +21,13 @@ import logging
 import os
 import shutil
 import uuid
+from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from girder_worker_singularity.holder import Holder
 from girder_worker_singularity.lease import STALE_AFTER_SECONDS, Lease, LeaseHeld, LeaseWatch, Standing
-from girder_worker_slurm.errors import RecordDamaged, StartRefused
+from girder_worker_slurm.errors import OwnershipLost, RecordDamaged, StartRefused
 from girder_worker_slurm.job.state import JobState
 from girder_worker_slurm.records.record import (
     Record,
@@ -68,6 +69,8 @@ class JobsRoot:
         self._others: dict[str, LeaseWatch] = {}
         self._absent_since: dict[str, float] = {}
         self._next_owner_look = 0.0
+        #: Taken over, but not read yet.
+        self._unread: deque[Record] = deque()
 
     def prepare(self) -> None:
         """Makes the directories; raises StartRefused when they cannot be made or written."""
@@ -157,17 +160,28 @@ class JobsRoot:
         for name, epoch, owner in self._owners():
             if not is_wanted(owner):
                 continue
-            path = self.records / name
-            unread = Record(path, name, self.worker_id, epoch, JobState())
+            record = Record(self.records / name, name, self.worker_id, epoch, JobState())
+            if record.take_over(mark):
+                if owner != self.worker_id:
+                    logger.warning("Job %s is taken over from worker %s", name, owner)
+                self._unread.append(record)
+                yield from self._read()
+
+    def _read(self) -> Iterator[Record]:
+        """The records that were taken over and can be read now. A file system may fail for a moment: then it is tried again."""
+        for _ in range(len(self._unread)):
+            unread = self._unread.popleft()
             try:
-                if not unread.take_over(mark):
-                    continue
-                record = Record.load(path, worker_id=self.worker_id, epoch=unread.epoch)
-            except RecordDamaged:
-                logger.exception("The record %s is left alone", name)
+                unread.check_ownership()
+                record = Record.load(unread.path, worker_id=self.worker_id, epoch=unread.epoch)
+            except OwnershipLost:
                 continue
-            if owner != self.worker_id:
-                logger.warning("Job %s is taken over from worker %s", record.task_id, owner)
+            except RecordDamaged as error:
+                logger.exception("The record %s is left alone", unread.path.name)
+                why = error.__cause__
+                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):
+                    self._unread.append(unread)
+                continue
             yield record
 
     @contextlib.contextmanager
@@ -186,6 +200,7 @@ class JobsRoot:
 
         Gone is a worker whose lease has gone stale, or that was stopped and has not come back for a minute.
         """
+        yield from self._read()
         stale = self._stopped_workers(clock)
         for lease in (self.path / "workers").iterdir():
             if lease.name.startswith(".") or lease.name == directory_name(self.worker_id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -233,6 +234,25 @@ def test_a_record_whose_owner_a_power_cut_took_is_somebodys_in_the_end(tmp_path)
         taken += mine.orphaned_records(clock)
         clock.advance(5.0)
     assert [record.task_id for record in taken] == ["t1"]
+
+
+def test_a_record_that_cannot_be_read_for_a_moment_is_carried_by_who_took_it_over(
+    root, tmp_path, clock, monkeypatch
+):
+    """It was this worker's from then on, but nobody looked at it until the next start."""
+    root.lease(clock)
+    add(root, "t1")
+    other = made(tmp_path, "w2")
+    load, failing = Record.load, [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "I/O error")]
+
+    def stumbling(path, **how):
+        if failing:
+            raise RecordDamaged("cannot be read") from failing.pop()
+        return load(path, **how)
+
+    monkeypatch.setattr(Record, "load", stumbling)
+    assert orphans(other, clock, looks=20) == ["t1"]
+    assert not failing
 
 
 def test_a_task_is_known_while_it_runs_and_after_its_end(root):
