@@ -56,6 +56,12 @@ def broker_identity(broker_url: str) -> str:
     return f"{parts.hostname or ''}:{parts.port or 5672}{parts.path or '/'}"
 
 
+def _trouble(error: RecordDamaged) -> OSError | None:
+    """What keeps a record from being read for a while; None if it is damaged, or has ended."""
+    why = error.__cause__
+    return why if isinstance(why, OSError) and not isinstance(why, FileNotFoundError) else None
+
+
 class JobsRoot:
     """The jobs root, as one worker or the command line sees it."""
 
@@ -116,7 +122,7 @@ class JobsRoot:
         return f"gw-{root_id}{start}-"
 
     def live_tokens(self) -> set[str]:
-        """The tokens of all jobs that have not ended, whichever worker carries them."""
+        """The tokens of all jobs that have not ended, whichever worker carries them. Raises OSError rather than miss one."""
         return {record.state.token for record in self._load_all() if record.state.token}
 
     def lease(self, clock: Clock) -> Lease:
@@ -178,8 +184,7 @@ class JobsRoot:
                 continue
             except RecordDamaged as error:
                 logger.exception("The record %s is left alone", unread.path.name)
-                why = error.__cause__
-                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):
+                if _trouble(error) is not None:
                     self._unread.append(unread)
                 continue
             yield record
@@ -251,13 +256,15 @@ class JobsRoot:
                 logger.warning("The leftover %s cannot be removed: %s", path, error)
 
     def _load_all(self) -> Iterator[Record]:
-        """All live jobs, for reading only: most are others' to write."""
+        """All live jobs, for reading only: most are others' to write. Raises OSError while one cannot be read."""
         for name in sorted(os.listdir(self.records)):
             if name.startswith("."):
                 continue
             try:
                 record = Record.load(self.records / name, worker_id=self.worker_id, repair=False)
-            except RecordDamaged:
+            except RecordDamaged as error:
+                if (trouble := _trouble(error)) is not None:
+                    raise trouble from error
                 logger.exception("The record %s is left alone", name)
                 continue
             yield record

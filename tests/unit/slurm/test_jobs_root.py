@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -253,6 +254,19 @@ def test_a_record_that_cannot_be_read_for_a_moment_is_carried_by_who_took_it_ove
     monkeypatch.setattr(Record, "load", stumbling)
     assert orphans(other, clock, looks=20) == ["t1"]
     assert not failing
+
+
+def test_a_live_job_whose_record_cannot_be_read_for_a_moment_is_not_missed(root, monkeypatch):
+    """Its Slurm job belonged to nobody then, and was cancelled."""
+    add(root, "t1")
+    with monkeypatch.context() as full:
+        full.setattr(
+            Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files"))
+        )
+        with pytest.raises(OSError, match="Too many open files"):
+            root.live_tokens()
+    (root.records / "t1" / "state.jsonl").write_text("no\nno\n")
+    assert root.live_tokens() == set()
 
 
 def test_a_task_is_known_while_it_runs_and_after_its_end(root):
