@@ -175,7 +175,8 @@ def make_safe(volume: Path) -> list[Path]:
     """Makes a volume readable and removes symbolic links that lead out of it; returns those.
 
     A container can leave directories without permissions, and any link: followed here, outside the container, it
-    would give away files of the worker's user. Raises OutputRefused for what cannot be looked into.
+    would give away files of the worker's user. Raises OutputRefused for what cannot be looked into, OSError where that
+    may pass.
     """
     removed: list[Path] = []
     inside = volume.resolve()
@@ -190,6 +191,8 @@ def make_safe(volume: Path) -> list[Path]:
                 directory.chmod(mode | stat.S_IRWXU)
             entries = list(os.scandir(directory))
         except OSError as error:
+            if error.errno not in REFUSED_ERRORS | {errno.ENOENT}:
+                raise
             msg = f"The output directory {directory.name} cannot be read: {error.strerror}."
             raise OutputRefused(msg) from error
         for entry in entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import jsonpickle
 import pytest
@@ -77,3 +78,21 @@ def test_files_that_go_nowhere_are_not_brought_from_another_user(site, exit_code
     site.run_to_the_end(seconds=60)
     assert site.shown().status == (JobStatus.ERROR if exit_code else JobStatus.SUCCESS)
     assert asked == []
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_outputs_on_a_file_system_that_stumbles_are_brought_a_little_later(site, monkeypatch, number):
+    """The job ended as one whose outputs cannot be read."""
+    site.task(hooks=hooks_of(VolumePath("out.csv")))
+    scandir, left = os.scandir, [1, 2]
+
+    def stumbling(path):
+        if left and str(path).endswith("/volume"):
+            left.pop()
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stumbling)
+    site.run_to_the_end(seconds=120)
+    assert not left
+    assert site.shown().status == JobStatus.SUCCESS
