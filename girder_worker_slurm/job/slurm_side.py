@@ -143,13 +143,13 @@ class SlurmSide:
         """Cancels jobs of one Unix user and one cluster that are in Slurm. Those that had not started have ended then."""
         now = self._do.clock.monotonic()
         never_started = {job for job in jobs if self._keeps_from_starting(job)}
-        for job in jobs:
-            job.cancel_begun_at = job.cancel_begun_at or now
         # By name: a controller that crashed may have lost the job and given its id to another one.
         stubborn = {
             job
             for job in jobs
-            if job not in never_started and now - job.cancel_begun_at >= _KILL_AFTER_SECONDS
+            if job not in never_started
+            and job.cancel_begun_at
+            and now - job.cancel_begun_at >= _KILL_AFTER_SECONDS
         }
         for kill in (False, True):
             if asked := [job for job in jobs if (job in stubborn) is kill]:
@@ -157,6 +157,8 @@ class SlurmSide:
                 tokens = [job.state.token for job in asked]
                 self._do.cluster_of(asked[0]).cancel(tokens, kill=kill, unix_user=state.unix_user)
         for job in jobs:
+            # Only now: what did not reach Slurm has not given the job its time to end.
+            job.cancel_begun_at = job.cancel_begun_at or now
             job.cancel_sent_at = now
             if job in never_started:
                 # It cannot start any more, whatever Slurm does from here on.

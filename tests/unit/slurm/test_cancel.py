@@ -79,6 +79,19 @@ def test_a_running_job_is_cancelled_although_its_claim_cannot_be_read_or_written
     assert site.calls("cancel") == [(site.state(job).token,)]
 
 
+def test_a_cancel_that_could_not_reach_slurm_for_long_does_not_begin_with_a_kill(site):
+    """The minute until the kill ran while Slurm was away: the job had no time to end itself, nor the site's commands after it."""
+    (job,) = running(site)
+    site.cluster.is_unreachable = True
+    site.revoked.add(job)
+    site.run_for(120)
+    assert not site.calls("kill")
+    site.cluster.is_unreachable = False
+    site.run_to_the_end(seconds=120)
+    assert not site.calls("kill")
+    assert site.shown(job).status == CANCELED
+
+
 @pytest.mark.fault("disk full", phases=("pending",))
 def test_a_waiting_job_is_cancelled_in_slurm_although_its_claim_cannot_be_written(site):
     site.task()
