@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 from dataclasses import replace
@@ -54,6 +55,20 @@ if TYPE_CHECKING:
     from girder_worker_slurm.job.live_job import LiveJob
     from girder_worker_slurm.job.services import Services, StoryRules
     from girder_worker_slurm.job.state import JobState
+
+#: What may keep a file from being read for a while.
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def site_file(path: Path, what: str) -> bytes:
+    """A file of the site's that every job needs; raises NotSupported if it cannot be read, OSError if that may pass."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        msg = f"The site's {what} {path} cannot be read: {error.strerror}."
+        raise NotSupported(msg) from error
 
 
 class Preparation:
@@ -221,11 +236,8 @@ class Preparation:
     def _rendered(self, script: JobScript) -> bytes:
         template = self._rules.script_template
         try:
-            text = template.read_text(encoding="utf-8") if template is not None else ""
-            rendered = render_script(script, site_template=text)
-        except OSError as error:
-            msg = f"The site's template of the job script {template} cannot be read: {error.strerror}."
-            raise NotSupported(msg) from error
+            text = b"" if template is None else site_file(template, "template of the job script")
+            rendered = render_script(script, site_template=text.decode().replace("\r\n", "\n"))
         except ValueError as error:
             raise NotSupported(str(error)) from error
         if template is not None and (forbidden := forbidden_head_option(sbatch_head(rendered))) is not None:
@@ -286,11 +298,7 @@ class Preparation:
         site = self._rules.submit_script
         if site is None:
             return (), container_argv(spec, apptainer=self._rules.apptainer)
-        try:
-            text = site.read_bytes()
-        except OSError as error:
-            msg = f"The site's submit script {site} cannot be read: {error.strerror}."
-            raise NotSupported(msg) from error
+        text = site_file(site, "submit script")
         copy = runs.write(token, "site.slurm", text, mode=0o700)
         start = (str(copy),) if text.startswith(b"#!") else ("/bin/bash", str(copy))
         head = sbatch_head(text.decode("utf-8", errors="replace"))

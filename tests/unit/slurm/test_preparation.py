@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from girder_worker_slurm.errors import NotSupported
-from girder_worker_slurm.job.preparation import Preparation
+from girder_worker_slurm.job.preparation import Preparation, site_file
 from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.script.render import JobScript
 from tests.unit.slurm.site import Site
@@ -137,3 +139,16 @@ def test_a_sites_template_may_not_make_several_jobs_of_one_either(tmp_path, line
     script = JobScript("gw-1", "/run", "/spool", "/log", "/scratch", ("true",))
     with pytest.raises(NotSupported, match=line.split("=")[0]):
         preparation._rendered(script)
+
+
+def test_a_submit_script_that_cannot_be_read_for_a_moment_ends_no_job(tmp_path, monkeypatch):
+    """A worker without a file left to open refused its jobs, as if the script were missing."""
+
+    def stumbling(_path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(NotSupported, match=r"The site's submit script .* cannot be read: No such file"):
+        site_file(tmp_path / "submit.sh", "submit script")
+    monkeypatch.setattr(Path, "read_bytes", stumbling)
+    with pytest.raises(OSError, match="Too many open files"):
+        site_file(tmp_path / "submit.sh", "submit script")
