@@ -204,12 +204,13 @@ class CommandCluster:
     def cancel(self, tokens: Sequence[str], *, kill: bool = False, unix_user: str = "") -> None:
         """See `Cluster.cancel`."""
         user = unix_user or self._options.user
-        if len(tokens) <= _FEW:
+        # scancel has the controller list the jobs of all users for each name; one listing of ours has the ids of all.
+        rows = self._rows(self._ask(slurm_commands.squeue_arguments((user,)))) if len(tokens) > _FEW else ()
+        # Their user sees jobs that Slurm has begun to hide from this worker.
+        if len(tokens) <= _FEW or (unix_user and not rows and self._is_blind()):
             for command in slurm_commands.scancel_arguments(tokens, user, kill=kill):
                 self._ask(command, unknown_is_an_answer=True, unix_user=unix_user)
             return
-        # scancel has the controller list the jobs of all users for each name; one listing of ours has the ids of all.
-        rows = self._rows(self._ask(slurm_commands.squeue_arguments((user,))))
         wanted = frozenset(tokens)
         ids = [
             row.slurm_job_id
@@ -231,7 +232,7 @@ class CommandCluster:
         now = self._clock.monotonic()
         if not anew and self._sight_until > now:
             return
-        if not self._run_as.is_root and self._is_blind():
+        if self._is_blind():
             msg = (
                 "Slurm shows jobs to their own user only (PrivateData=jobs), so that this worker could not follow those of"
                 f" others. Let the administrators make {self._options.user} an operator: sacctmgr modify user"
@@ -241,6 +242,8 @@ class CommandCluster:
         self._sight_until = now + _SIGHT_SECONDS
 
     def _is_blind(self) -> bool:
+        if self._run_as.is_root:
+            return False
         answer = self._ask(["scontrol", "show", "config"])
         configuration = slurm_commands.parse_configuration(answer.stdout)
         if not slurm_commands.hides_jobs_of_others(configuration, self._options.user):

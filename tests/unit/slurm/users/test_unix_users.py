@@ -324,3 +324,17 @@ def test_a_machine_without_sudo_is_told_so_at_once(tmp_path):
     with pytest.raises(UserUnreachable, match="'sudo' is not on the PATH") as found:
         made(OTHER).prepare()
     assert found.value.is_refused
+
+
+def test_many_jobs_of_a_user_whom_the_worker_does_not_see_any_more_are_cancelled_by_their_names():
+    """The listing was empty, and the cancel forgotten without a word."""
+    made, calls = private(FakeAnswer(stdout="None\n"))
+    made.cancel([f"gw-{number}" for number in range(5)], unix_user=OTHER)
+    orders = [call.argv for call in calls if "scancel" in call.argv]
+    assert [argv[-1] for argv in orders] == [f"--name=gw-{number}" for number in range(5)]
+
+
+def test_many_jobs_that_are_gone_are_no_orders_where_the_worker_sees_all():
+    made, calls = private(FakeAnswer(stdout="Operator\n"))
+    made.cancel([f"gw-{number}" for number in range(5)], unix_user=OTHER)
+    assert not [call.argv for call in calls if "scancel" in call.argv]
