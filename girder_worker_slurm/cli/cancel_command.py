@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import socket
 from typing import TYPE_CHECKING
 
@@ -73,10 +74,21 @@ def cancel_in_slurm(record: Record, cluster: Cluster) -> str:
     state = record.state
     if not state.is_in_slurm:
         return f"Job {record.task_id} is not in Slurm."
-    cluster.cancel([state.token], unix_user=state.unix_user)
+    unix_user = state.unix_user or user_of_worker(record.path.stat().st_uid, os.geteuid())
+    cluster.cancel([state.token], unix_user=unix_user)
     if state.slurm_job_id:
         return f"Slurm job {state.slurm_job_id} is cancelled."
     return f"The Slurm job named {state.token} is cancelled, if there is one."
+
+
+def user_of_worker(owner_uid: int, own_uid: int) -> str:
+    """As whom root has to ask Slurm to find the jobs of the worker that owns a record; empty where it is asked as who one is."""
+    if own_uid != 0 or owner_uid == 0:
+        return ""
+    try:
+        return pwd.getpwuid(owner_uid).pw_name
+    except KeyError:
+        return ""
 
 
 def _cluster(settings: Settings) -> Cluster:

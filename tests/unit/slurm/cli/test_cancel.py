@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import sys
 
 import pytest
 
 from girder_worker_singularity.clock import SystemClock
-from girder_worker_slurm.cli.cancel_command import cancel_in_slurm
+from girder_worker_slurm.cli.cancel_command import cancel_in_slurm, user_of_worker
 from girder_worker_slurm.records.cancel_request import FILE_NAME, cancel_request
 from tests.unit.slurm.cli.conftest import attempt
 
@@ -81,6 +83,29 @@ def test_a_submission_without_answer_is_cancelled_by_its_name(jobs):
 
     assert "if there is one" in cancel_in_slurm(record, cluster)
     assert cluster.tokens == ["gw-abc-task-1"]
+
+
+def test_root_has_the_jobs_of_the_workers_user_cancelled(jobs, monkeypatch):
+    """`scancel --user=root` found none, and the answer was that the Slurm job is cancelled."""
+    record = jobs.submitted("task-1", girder_id="66a1", slurm_job_id="17")
+    users = []
+
+    class Noting(Cancelled):
+        def cancel(self, tokens, *, kill=False, unix_user="") -> None:
+            super().cancel(tokens, kill=kill)
+            users.append(unix_user)
+
+    module = sys.modules[cancel_in_slurm.__module__]
+    monkeypatch.setattr(module, "user_of_worker", lambda owner, own: f"{owner} for {own}")
+    cancel_in_slurm(record, Noting())
+    assert users == [f"{record.path.stat().st_uid} for {os.geteuid()}"]
+
+
+def test_only_root_asks_slurm_as_another_user():
+    daemon = pwd.getpwnam("daemon").pw_uid
+    assert user_of_worker(daemon, 0) == "daemon"
+    assert user_of_worker(0, 0) == user_of_worker(daemon, daemon) == user_of_worker(daemon, 1234) == ""
+    assert user_of_worker(2**31 - 7, 0) == ""
 
 
 def test_a_job_that_is_not_in_slurm_asks_nothing_of_slurm(jobs):
