@@ -19,7 +19,7 @@ from girder_worker_singularity.command_runner import CommandError, CommandStoppe
 from girder_worker_slurm.cluster.command_cluster import command_environment
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
-from girder_worker_slurm.errors import SubmitRejected
+from girder_worker_slurm.errors import ClusterUnreachable, SubmitRejected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +76,23 @@ class DirectCluster:
             is_full = self._threads >= self._most_at_once
             self._threads += not is_full
         if not is_full:
-            threading.Thread(target=self._run_waiting, name=f"gw-direct-{job_id}", daemon=True).start()
+            self._start(job_id)
         return job_id
+
+    def _start(self, job_id: SlurmJobId) -> None:
+        """A thread for what waits. Raises ClusterUnreachable if there can be none, and forgets this run unless another has begun it."""
+        try:
+            threading.Thread(target=self._run_waiting, name=f"gw-direct-{job_id}", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._threads -= 1
+                left = [waiting for waiting in self._waiting if waiting[0] == job_id]
+                for waiting in left:
+                    self._waiting.remove(waiting)
+                    del self._runs[job_id]
+            if left:
+                msg = f"No thread can be started on this host: {error}."
+                raise ClusterUnreachable(msg) from error
 
     def find(self, token: str, unix_user: str = "") -> tuple[QueueRow, ...]:
         """See `Cluster.find`."""
