@@ -14,6 +14,7 @@ from girder_worker_slurm.options.layers import ChosenOption
 from girder_worker_slurm.options.partitions import used_partitions, without_memory
 from girder_worker_slurm.options.shapes import plain_options
 from girder_worker_slurm.script.render import sbatch_head
+from girder_worker_slurm.script.resources import head_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def try_options(
     As for every job, options of memory are left out where Slurm knows of none.
     """
     chosen = [ChosenOption(name, value, "") for name, value in plain_options(options)]
-    kept, _ = without_memory(chosen, used_partitions(dict(options), partitions()))
+    kept, _ = without_memory(chosen, used_partitions({**head_options(head), **dict(options)}, partitions()))
     return slurm.ask(
         "sbatch",
         "--test-only",

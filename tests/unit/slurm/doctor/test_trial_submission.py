@@ -78,3 +78,17 @@ def test_the_head_of_the_site_s_script_counts(tmp_path):
     script.write_text("#!/bin/bash\n#SBATCH --account=lab\nmodule load x\n")
     _, (call,) = asked(tmp_path, FakeAnswer(), config=f"[slurm]\nsubmit_script = {script}\n")
     assert call.stdin == "#!/bin/sh\n#SBATCH --account=lab\ntrue\n"
+
+
+def test_the_partition_in_the_head_decides_whether_memory_is_asked_for(tmp_path):
+    """As for jobs: the doctor said that Slurm refuses every job, and they ran."""
+    script = tmp_path / "submit.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --partition=plain\n")
+    listing = (
+        "PartitionName=normal Default=YES MaxTime=UNLIMITED TotalNodes=4 TRES=cpu=4,mem=4G,node=4\n"
+        "PartitionName=plain Default=NO MaxTime=UNLIMITED TotalNodes=4 TRES=cpu=4,mem=4M,node=4\n"
+    )
+    _, (call,) = asked(
+        tmp_path, FakeAnswer(), ("mem", "8G"), config=f"[slurm]\nsubmit_script = {script}\n", listing=listing
+    )
+    assert call.argv == ("sbatch", "--test-only")
