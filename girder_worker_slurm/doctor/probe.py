@@ -27,9 +27,10 @@ from girder_worker_slurm.errors import (
 from girder_worker_slurm.options.layers import ChosenOption
 from girder_worker_slurm.options.partitions import used_partitions, without_memory
 from girder_worker_slurm.script.render import sbatch_head, script_template
+from girder_worker_slurm.script.resources import head_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from girder_worker_singularity.clock import Clock
     from girder_worker_singularity.command_runner import CommandRunner
@@ -52,10 +53,14 @@ class ProbeRules:
     timeout_seconds: float = 120.0
     partitions: Callable[[], Mapping[str, Partition]] = dict
 
-    def options(self) -> tuple[tuple[str, str], ...]:
-        """The options of the probe: those of a job that asks for nothing; raises ClusterUnreachable."""
+    def options(self, head: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+        """The options of the probe: those of a job that asks for nothing; raises ClusterUnreachable.
+
+        `head` are the `#SBATCH` lines of its script.
+        """
         chosen = [ChosenOption(name, value, "") for name, value in self.slurm_options]
-        kept, _ = without_memory(chosen, used_partitions(dict(self.slurm_options), self.partitions()))
+        said = {**head_options(head), **dict(self.slurm_options)}
+        kept, _ = without_memory(chosen, used_partitions(said, self.partitions()))
         return tuple((option.name, option.value) for option in kept)
 
 
@@ -97,7 +102,7 @@ class Probe:
         self._facts.submitted_at = self._clock.now()
         self._is_over = False
         try:
-            options = self._rules.options()
+            options = self._rules.options(self._site_head())
             submission = Submission(self.token, directory / "probe.slurm", Path("/dev/null"), options)
             self._facts.slurm_job_id = self._cluster.submit(submission)
         except SubmitRejected as error:

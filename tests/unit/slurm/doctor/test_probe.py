@@ -22,6 +22,7 @@ from girder_worker_slurm.doctor.probe_verdict import (
     recommended_grace_seconds,
 )
 from girder_worker_slurm.errors import SubmitUnsure
+from girder_worker_slurm.options.partitions import parse_partitions
 from girder_worker_slurm.settings import load_settings
 from girder_worker_slurm.testing import FakeCluster
 
@@ -349,3 +350,14 @@ def test_a_value_with_a_line_break_stands_in_no_script():
             tiny_sif="",
             direct_paths=(),
         )
+
+
+def test_the_partition_in_the_head_decides_whether_the_probe_asks_for_memory():
+    """As for jobs: the probe was refused where they ran."""
+    listing = (
+        "PartitionName=normal Default=YES MaxTime=UNLIMITED TotalNodes=4 TRES=cpu=4,mem=4G,node=4\n"
+        "PartitionName=plain Default=NO MaxTime=UNLIMITED TotalNodes=4 TRES=cpu=4,mem=4M,node=4\n"
+    )
+    rules = ProbeRules((("mem", "8G"),), partitions=lambda: parse_partitions(listing))
+    assert rules.options() == (("mem", "8G"),)
+    assert rules.options(("#SBATCH --partition=plain",)) == ()
