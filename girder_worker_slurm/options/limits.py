@@ -180,8 +180,8 @@ def _processors(
 def _has_idle_threads(said: Mapping[str, str]) -> bool:
     return (
         said.get("hint", "multithread").lower() not in _WITH_ALL_THREADS
-        or said.get("threads-per-core") == "1"
-        or said.get("ntasks-per-core") == "1"
+        or _number(said, "threads-per-core") == 1
+        or _number(said, "ntasks-per-core") == 1
     )
 
 

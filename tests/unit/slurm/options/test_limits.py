@@ -46,6 +46,8 @@ def test_up_to_the_limit_a_job_may_ask(options):
         ({"cpus_per_task": "9", "hint": "compute_bound"}, "18 processors"),
         ({"cpus_per_task": "9", "threads_per_core": "1"}, "18 processors"),
         ({"ntasks": "9", "ntasks_per_core": "1"}, "18 processors"),
+        ({"cpus_per_task": "9", "threads_per_core": "01"}, "18 processors"),
+        ({"ntasks": "9", "ntasks_per_core": "01"}, "18 processors"),
         ({"mem_per_cpu": "5G", "ntasks": "7", "ntasks_per_core": "1"}, "MiB of memory"),
         ({"gres": "gpu:3"}, "3 GPUs"),
         ({"gpus_per_node": "2", "nodes": "2"}, "4 GPUs"),
