@@ -10,7 +10,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 what=${1:-all}
-[ $# -gt 0 ] && shift
+case $what in
+unit | all) [ $# = 0 ] || shift ;;
+*) echo "usage: tests/run.sh [unit|all] [pytest arguments]" >&2; exit 2 ;;
+esac
 export DEVSTACK_DIR=${DEVSTACK_DIR:-/var/tmp/girder-slurm-devstack}
 second=$DEVSTACK_DIR-second
 # The acceptance tests of the second stack, after those of docker compose; all others are the first one's. Divided by time.
@@ -39,6 +42,7 @@ finish() {
   exit "$code"
 }
 trap finish EXIT
+trap 'exit 130' INT  # pytest ends well on Ctrl-C, after which bash would go on with the next tests
 in_background() {  # in_background NAME COMMAND...
   local name=$1
   shift
@@ -173,6 +177,7 @@ run_pytest() {  # run_pytest DIRECTORY REQUIRED-SERVICES COMMAND... with the arg
 }
 acceptance_of() { printf 'tests/acceptance/test_%s.py\n' "${on_second[@]}"; }
 second_half() {
+  trap 'exit 130' INT
   local code=0 files
   mapfile -t files < <(acceptance_of)
   # Docker builds the worker's image from the whole checkout.

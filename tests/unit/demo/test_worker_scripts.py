@@ -204,3 +204,33 @@ def test_the_unit_tests_ask_for_git_before_anything_is_made(tmp_path):
     assert answer.returncode == 1
     assert "git is not here" in answer.stdout
     assert not (tmp_path / "made").exists()
+
+
+def test_ctrl_c_ends_the_tests_of_the_second_stack_and_does_not_go_on_with_the_next_ones(tmp_path):
+    """pytest ends by itself on SIGINT: bash takes that for its wish to go on."""
+    text = (WORKER.parent / "tests" / "run.sh").read_text(encoding="utf-8")
+    function = re.search(r"^second_half\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)[0]
+    for name in ("checkout", "tests-only"):
+        (tmp_path / name).mkdir()
+    script = (
+        f"work={tmp_path} second=x\nacceptance_of() {{ echo a.py; }}\n"
+        f"run_pytest() {{ echo pytest; kill -INT $$; return 2; }}\n{function}\nsecond_half"
+    )
+    answer = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (answer.stdout, answer.returncode) == ("pytest\n", 130)
+
+
+@pytest.mark.parametrize("arguments", [("al",), ("-k", "cancel"), ("tests/unit/slurm",)])
+def test_a_word_that_tests_run_sh_does_not_know_is_no_run_of_the_unit_tests(tmp_path, arguments):
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    answer = subprocess.run(
+        [shutil.which("bash"), WORKER.parent / "tests" / "run.sh", *arguments],
+        env={"PATH": str(tmp_path), "GIRDER_SLURM_TEST_DIR": str(tmp_path / "made")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("usage: tests/run.sh [unit|all]")
