@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MINUTES = float(os.environ.get("GIRDER_SLURM_SOAK_MINUTES", "2"))
+MINUTES = float(os.environ.get("GIRDER_SLURM_SOAK_MINUTES", "5"))
 SEED = int(os.environ.get("GIRDER_SLURM_SOAK_SEED", "20261126"))
 IS_LONG = MINUTES >= 20
 #: Between two faults, in seconds.
