@@ -391,9 +391,12 @@ class SlurmSide:
 
 
 def _is_failed_launch(state: JobState, detail: JobDetail) -> bool:
-    """Whether Slurm cancelled a job that it had given a node and that never began there.
+    """Whether Slurm gave a node to a job that never began there, and ended it.
 
-    So it ends jobs whose prolog failed, and jobs whose ids it had given out before and lost with its state (both
-    seen with 22.05.8).
+    It cancels jobs whose prolog failed, and jobs whose ids it had given out before and lost with its state. It fails
+    jobs whose node could not open their output, say on a file system that is read-only for a while (all seen with
+    22.05.8).
     """
-    return detail.state == "CANCELLED" and bool(detail.nodes) and not state.cancel
+    if state.cancel or not detail.nodes:
+        return False
+    return detail.state == "CANCELLED" or (detail.state == "FAILED" and detail.reason == "JobLaunchFailure")

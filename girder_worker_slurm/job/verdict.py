@@ -255,7 +255,15 @@ def requeued(state: JobState, slurm_job_id: str) -> Verdict:
 
 
 def launch_failed(detail: JobDetail) -> Verdict:
-    """Slurm gave the job a node, and cancelled it before its script began."""
+    """Slurm gave the job a node, and ended it before its script began."""
+    if detail.state == "FAILED":
+        return _slurm(
+            "launch_failed",
+            f"Slurm job {detail.slurm_job_id} could not be launched: {detail.nodes} could not start its script, most often"
+            " because it cannot write into the jobs root (permissions, quota, a mount that is read-only). slurmd's log on"
+            " the node says more. Ask the cluster's administrators.",
+            detail.nodes,
+        )
     return _slurm(
         "launch_failed",
         f"Slurm job {detail.slurm_job_id} could not be launched: Slurm cancelled it on {detail.nodes} before it could"

@@ -101,18 +101,35 @@ def test_a_job_that_vanishes_before_it_starts_is_submitted_again_with_its_token(
     assert site.calls("submit") == [token, token]
 
 
-def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(tmp_path):
-    """Slurm cancels jobs whose ids it gave out before its controller lost its state (seen: 22.05.8)."""
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        # Jobs whose ids it gave out before its controller lost its state; a node that cannot open the output (seen: 22.05.8).
+        ("CANCELLED", "None"),
+        ("FAILED", "JobLaunchFailure"),
+    ],
+)
+def test_a_job_that_slurm_could_not_launch_on_its_node_is_begun_anew_with_a_new_token(tmp_path, end, reason):
     site = Site(tmp_path, retries=RetryRules())
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
     token = site.state().token
-    site.cluster.end(site.state().slurm_job_id, "CANCELLED")
+    site.cluster.end(site.state().slurm_job_id, end, reason=reason)
     site.run_until(lambda: site.state().token not in ("", token), seconds=120, steps_slurm=False)
     assert site.runs.claimed_by(token) == "worker"
     site.run_to_the_end()
     assert site.shown().status == SUCCESS
     assert site.calls("submit") == [token, site.state().token]
+
+
+def test_a_job_that_failed_on_its_node_for_another_reason_is_not_begun_anew(tmp_path):
+    site = Site(tmp_path, retries=RetryRules())
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)
+    site.cluster.end(site.state().slurm_job_id, "FAILED", reason="NonZeroExitCode")
+    site.run_to_the_end(steps_slurm=False)
+    assert site.state().verdict.code == "script_failed"
+    assert len(site.calls("submit")) == 1
 
 
 def test_a_job_that_no_node_could_launch_says_so(tmp_path):
