@@ -124,16 +124,6 @@ def _pid_of(site: Site, service: str) -> int:
     return int(json.loads(text)["pid"])
 
 
-def _use_up_ids(site: Site, highest: int) -> None:
-    """Takes the ids that a crashed controller gives out again: nodes refuse them for a while, which costs tries."""
-    taken = 0
-    while taken < highest:
-        taken = int(
-            site.slurm("sbatch", "--parsable", "--hold", "--output=/dev/null", "--mem=1", "--wrap=true")
-        )
-        site.slurm("scancel", str(taken))
-
-
 @pytest.mark.fault("slurmctld frozen (SIGSTOP)", phases=("sbatch in flight", "pending", "running", "ended"))
 @pytest.mark.fault("slurmctld killed and restarted", phases=("submitted", "pending", "running", "ended"))
 def test_a_controller_that_freezes_and_one_that_is_killed_lose_and_double_nothing(
@@ -156,11 +146,11 @@ def test_a_controller_that_freezes_and_one_that_is_killed_lose_and_double_nothin
         os.kill(frozen, signal.SIGCONT)
     for job in meanwhile:
         _runs(site, job)
-    highest = max(int(site.worker.slurm_job_id(job)) for job in [*first, *meanwhile])
+    highest = site.take_id()
     site.stack.service("stop", "--kill", "slurmctld")
     after = [site.run_toy(folder, sleep=1)]
     site.stack.service("start", "slurmctld")
-    _use_up_ids(site, highest)
+    site.use_up_ids(highest)
     # A controller that is killed may lose a job that it has acknowledged, and give its id to another one.
     try:
         _expect_each_once(site, folder, [*first, *meanwhile, *after], attempts=3)

@@ -135,12 +135,14 @@ class Faults:
             process.send_signal(signal.SIGCONT)
 
     def _slurmctld_killed(self) -> None:
+        highest = self.site.take_id()
         self.site.stack.service("stop", "--kill", "slurmctld")
         try:
             self._last()
         finally:
             self.site.stack.service("start", "slurmctld")
-            # An id that it gave out twice costs a node (seen: 22.05.8).
+            # By the id that another job has now the worker knows that a job is lost; some came after `highest`.
+            self.site.use_up_ids(highest + 10)
             self.site.resume_all()
 
     def _node(self) -> tuple[str, str]:
