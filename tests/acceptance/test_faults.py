@@ -399,7 +399,7 @@ def test_a_jobs_root_that_is_read_only_for_a_while_keeps_tasks_in_the_queue_and_
             lambda: b"Read-only file system" in small_disk.log.read_bytes() and site.tasks_in_rabbitmq() == 1,
             seconds=20,
         )
-        # A job that starts meanwhile cannot open its output: Slurm fails it, and it says so.
+        # Before it starts: a node that cannot open its output costs a try.
         assert remount("rw")
     site_of_disk = type(site)(site.stack, site.girder, small_disk, site.image, site.toy, site.sum)
     _expect_each_once(site_of_disk, folder, jobs)
