@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timezone
 
 #: What Girder 5 gives the tokens of a job and of its inputs and outputs when it makes the job. Nothing renews them.
@@ -24,6 +25,14 @@ def outlives_tokens(tokens_end_at: float, now: float, limit_minutes: float | Non
     if limit_minutes is None or math.isinf(limit_minutes):
         return left < _SHORT_SECONDS
     return left < limit_minutes * 60 + MARGIN_SECONDS
+
+
+def moment_of_id(object_id: str) -> float:
+    """When something in Girder was made, in seconds since the epoch, by its id; 0 if that is none of MongoDB's ObjectIds.
+
+    The first four bytes of an ObjectId are that moment (MongoDB's BSON types).
+    """
+    return float(int(object_id[:8], 16)) if re.fullmatch(r"[0-9a-f]{24}", object_id) else 0.0
 
 
 def warning(tokens_end_at: float, now: float, name: str) -> str:

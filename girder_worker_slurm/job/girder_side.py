@@ -65,11 +65,33 @@ class GirderSide:
         except TransitionRefused:
             return self._do.updates.update(girder)
 
+    def enter_queue(self, girder: GirderJob) -> JobAnswer:
+        """Shows that somebody has the job; returns where it is. Raises JobDeleted if its token is not (or no more) good."""
+        try:
+            return self.enter(girder, JobStatus.QUEUED)
+        except AccessRefused as error:
+            raise JobDeleted(str(error)) from error
+
     def announce(self, job: LiveJob) -> None:
         """Shows the job as RUNNING, once."""
         if job.state.girder is not None and not job.announced:
             self.notice(job, self.enter(job.state.girder, JobStatus.RUNNING))
             job.announced = True
+
+    def announce_before_submission(self, job: LiveJob) -> str:
+        """Shows a job as RUNNING, with what its log has so far, of which Girder was not asked yet; returns its title.
+
+        The title is empty if Girder was asked before. Raises JobCancelled, JobDeleted.
+        """
+        if job.state.girder is None or job.state.is_asked or job.announced:
+            return ""
+        try:
+            answer = self._send(job, job.state.girder)
+        except AccessRefused as error:
+            raise JobDeleted(str(error)) from error
+        job.last_flush = self._do.clock.monotonic()
+        self._do.checker(job)()
+        return answer.title
 
     def ask_if_wanted(self, job: LiveJob) -> None:
         """Raises JobCancelled if the job was cancelled while nobody looked, as while the worker was down."""
@@ -118,17 +140,17 @@ class GirderSide:
 
     def flush(self, job: LiveJob) -> None:
         """Sends what Girder has not got of a running job: status, log, progress. Notes a cancel in the answer."""
-        girder = job.state.girder
-        if girder is None:
-            return
+        if job.state.girder is not None:
+            try:
+                self._send(job, job.state.girder)
+            except AccessRefused as error:
+                self._mute(job, error)
+
+    def _send(self, job: LiveJob, girder: GirderJob) -> JobAnswer:
         feed = self.feed(job)
         feed.read()
         if feed.has_doubt:
-            try:
-                feed.settle_doubt(self._do.updates.log(girder))
-            except AccessRefused as error:
-                self._mute(job, error)
-                return
+            feed.settle_doubt(self._do.updates.log(girder))
         update = feed.next_update()
         started = job.state.started is not None
         message = feed.message if started else job.waiting_message
@@ -150,9 +172,6 @@ class GirderSide:
             answer = self._do.updates.update(girder)
             if update is not None:
                 feed.settle_doubt("")
-        except AccessRefused as error:
-            self._mute(job, error)
-            return
         else:
             if update is not None:
                 feed.update_arrived(update)
@@ -161,12 +180,21 @@ class GirderSide:
             job.next_heartbeat = now + HEARTBEAT_SECONDS
         job.started_shown = started
         self.notice(job, answer)
+        return answer
 
     def show_waiting(self, state: JobState, phase: str) -> None:
         """Shows what a job waits for, or that somebody still works on it. What cannot be sent is not sent again."""
-        if state.girder is not None:
-            with contextlib.suppress(Unreachable, JobDeleted, AccessRefused, TransitionRefused):
-                self._do.updates.update(state.girder, message=phase or None, keep_alive=not phase)
+        if state.girder is None:
+            return
+        # Of one that was not asked for, nobody has told yet that somebody has it.
+        statuses = (None,) if state.is_asked else (JobStatus.QUEUED, None)
+        with contextlib.suppress(Unreachable, JobDeleted, AccessRefused):
+            for status in statuses:
+                with contextlib.suppress(TransitionRefused):
+                    self._do.updates.update(
+                        state.girder, status=status, message=phase or None, keep_alive=not phase
+                    )
+                    return
 
     def _mute(self, job: LiveJob, why: AccessRefused) -> None:
         """The token has expired: nothing more can be shown, but the job goes on and its outputs stay on disk."""
@@ -192,6 +220,10 @@ class GirderSide:
         if feed.has_doubt:
             feed.settle_doubt(self._do.updates.log(girder))
         status: JobStatus | None = None if job.state.is_revived else _STATUS[end.outcome]
+        if status is JobStatus.SUCCESS and not job.announced:
+            # From QUEUED Girder would refuse it.
+            self.notice(job, self.enter(girder, JobStatus.RUNNING))
+            job.announced = True
         while True:
             update = feed.next_update()
             is_last = update is None or update.end == feed.written_bytes

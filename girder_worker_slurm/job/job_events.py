@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: After its start, until the log of a job is looked at: many short ones have ended by then, and are told of once.
+_FIRST_LOOK_SECONDS = 1.0
+
 
 class JobEvents:
     """Listens for the events of each job's current attempt. All methods belong to the supervising thread."""
@@ -135,7 +138,8 @@ class JobEvents:
         fields = event.entry
         if event.kind == "started" and state.started is None:
             job.record.append("started", **fields)
-            job.next_status_check = 0.0
+            job.has_words = True
+            job.next_log_look = self._do.clock.monotonic() + _FIRST_LOOK_SECONDS
         elif event.kind == "ended" and state.ended is None:
             job.record.append("ended", **fields)
         elif event.kind == "refused" and event.fields.get("why") == UNWRITABLE and state.ended is None:

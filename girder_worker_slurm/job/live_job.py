@@ -33,6 +33,7 @@ class LiveJob:
         "had_turn",
         "has_missed_turn",
         "has_news",
+        "has_words",
         "heard_token",
         "image_phase",
         "image_phase_shown",
@@ -46,7 +47,6 @@ class LiveJob:
         "missing",
         "next_heartbeat",
         "next_log_look",
-        "next_status_check",
         "record",
         "resubmits",
         "sif",
@@ -86,8 +86,7 @@ class LiveJob:
         self.announced = False
         self.started_shown = False
         self.waiting_message = ""
-        self.last_flush = 0.0
-        self.next_status_check = 0.0
+        self.last_flush = -math.inf
         self.next_log_look = 0.0
         #: When Girder has to hear again that somebody works on the job, whether or not there is anything to say.
         self.next_heartbeat = math.inf
@@ -102,6 +101,8 @@ class LiveJob:
         self.image_phase_shown = ""
         #: Output was seen that Girder has not got; it waits for its turn.
         self.has_news = False
+        #: It has started, or waits in Slurm for another reason than Girder shows.
+        self.has_words = False
         #: Good listings in a row that did not have the job.
         self.missing = 0
         #: The length of its log and when that was new, since Slurm does not know it any more.

@@ -148,7 +148,7 @@ class QueueWatch:
         text = waiting_text(row.state, row.reason)
         if state.started is None and text != job.waiting_message:
             job.waiting_message = text
-            job.next_status_check = 0.0
+            job.has_words = True
 
     def end_orphans(self, rows: Mapping[str, Sequence[QueueRow]]) -> None:
         """Cancels Slurm jobs of ours that no record knows, seen twice: left by a submission that was given up."""

@@ -6,7 +6,7 @@ this sentence), `JobCancelled`, `JobDeleted`. Between the steps the supervisor w
 
 ::
 
-    admit     ask Girder, understand the message
+    admit     understand the message, ask Girder
     stage     inputs into the run directory
     render    image → SIF, mounts, script, argument file
     submit    intent, sbatch, id
@@ -37,7 +37,7 @@ from girder_worker_slurm.errors import (
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.ingest import ingest_images
 from girder_worker_slurm.girder.job_updates import CANCELLED, FINAL, AccessRefused, JobStatus
-from girder_worker_slurm.girder.token_life import TOKEN_SECONDS
+from girder_worker_slurm.girder.token_life import TOKEN_SECONDS, moment_of_id
 from girder_worker_slurm.job.delivery import RESULT_FILE, Delivery
 from girder_worker_slurm.job.girder_side import GirderSide
 from girder_worker_slurm.job.preparation import Preparation
@@ -180,28 +180,16 @@ class JobStory:
         return True
 
     def admit(self, job: LiveJob) -> None:
-        """Asks Girder whether the job is still wanted and whose it is, and understands the message."""
+        """Understands the message, and asks Girder whose job it is and whether it is still wanted, unless that has time."""
         message = job.record.message()
         headers = message["headers"]
         now = self._do.clock.now()
         if (eta := _moment(headers.get("eta"))) is not None and eta > now:
             raise Later(min(eta - now, _LONGEST_PAUSE_SECONDS))
         girder = self._girder.girder_job(message)
-        revived = False
-        tokens_end_at = 0.0
         if (expires := _moment(headers.get("expires"))) is not None and expires < now:
             job.record.append("admitted", kind="container", girder=_girder_entry(girder))
             raise JobCancelled("the task expired before it was taken")
-        if girder is not None:
-            try:
-                answer = self._girder.enter(girder, JobStatus.QUEUED)
-            except AccessRefused as error:
-                raise JobDeleted(str(error)) from error
-            revived = bool(headers.get(REQUEUED_HEADER)) and answer.status == JobStatus.ERROR
-            if not revived and (answer.status in CANCELLED or answer.status in FINAL):
-                raise JobCancelled("in Girder")
-            girder = GirderJob(girder.url, girder.token, answer.title)
-            tokens_end_at = answer.created_at and answer.created_at + TOKEN_SECONDS
         kind = "ingest" if message["task"].endswith("ingest_from_docker") else "container"
         try:
             decoded = self._do.decode(message)
@@ -212,9 +200,21 @@ class JobStory:
                 self._do.keep_unhandled(message, str(error))
             raise
         job.decoded = decoded
-        user = None
+        user, revived, tokens_end_at = None, False, 0.0
+        tokens = inputs.tokens_of((decoded.args, decoded.kwargs, decoded.hooks))
+        # Of a job that fetches and brings nothing Girder is asked once: before it is submitted.
+        is_asked = bool(tokens or decoded.hooks) or kind == "ingest" or REQUEUED_HEADER in headers
         if girder is not None:
-            tokens = inputs.tokens_of((decoded.args, decoded.kwargs, decoded.hooks))
+            if is_asked:
+                answer = self._girder.enter_queue(girder)
+                revived = bool(headers.get(REQUEUED_HEADER)) and answer.status == JobStatus.ERROR
+                if not revived and (answer.status in CANCELLED or answer.status in FINAL):
+                    raise JobCancelled("in Girder")
+                girder = GirderJob(girder.url, girder.token, answer.title)
+                created_at = answer.created_at
+            else:
+                created_at = moment_of_id(girder.job_id) or job.state.accepted_at
+            tokens_end_at = created_at and created_at + TOKEN_SECONDS
             user = self._do.users.user_of(girder, message, tokens)
             job.user_is_asked = True
         job.record.append(
@@ -225,6 +225,7 @@ class JobStory:
             user=user.as_entry() if user is not None else None,
             revived=revived,
             tokens_end_at=tokens_end_at,
+            asked=is_asked,
         )
         if kind == "container":
             # Who may not run jobs hears it now, before anything is fetched.

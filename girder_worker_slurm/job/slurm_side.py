@@ -74,7 +74,8 @@ class SlurmSide:
 
     def submit(self, job: LiveJob) -> None:
         """Records the intent, submits, records the id."""
-        state = job.record.append("intent", durable=True)
+        title = self._girder.announce_before_submission(job)
+        state = job.record.append("intent", durable=True, title=title)
         if running := self._do.runs_of(state).claimant(state.token):
             # An earlier submission that was given up for lost has surfaced.
             self._submitted(job, SlurmJobId(running))

@@ -191,6 +191,8 @@ class JobState:
     is_revived: bool = False
     #: When the tokens of its task expire, in seconds since the epoch; 0 if that is not known.
     tokens_end_at: float = 0.0
+    #: Girder was asked, when it was admitted, whether it is still wanted; else it is before its submission.
+    is_asked: bool = True
     attempt: int = 0
     earlier: tuple[EarlierAttempt, ...] = ()
     token: str = ""
@@ -282,6 +284,8 @@ def _admitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
         image=entry.get("image", ""),
         is_revived=bool(entry.get("revived", state.is_revived)),
         tokens_end_at=float(entry.get("tokens_end_at") or state.tokens_end_at),
+        # Older versions asked for all.
+        is_asked=bool(entry.get("asked", True)),
     )
 
 
@@ -314,6 +318,14 @@ def _phase(phase: Phase) -> Any:
 
 def _staged(state: JobState, entry: Mapping[str, Any]) -> JobState:
     return replace(state, phase=max(state.phase, Phase.STAGED), cluster=str(entry.get("cluster", "")))
+
+
+def _intent(state: JobState, entry: Mapping[str, Any]) -> JobState:
+    """With the title of a Girder job that is asked only now."""
+    girder = state.girder
+    if girder is not None and entry.get("title"):
+        girder = replace(girder, title=str(entry["title"]))
+    return replace(state, phase=max(state.phase, Phase.SUBMITTING), girder=girder)
 
 
 def _submitted(state: JobState, entry: Mapping[str, Any]) -> JobState:
@@ -438,7 +450,7 @@ _CHANGES: dict[str, Any] = {
     "attempt": _attempt,
     "staged": _staged,
     "rendered": _rendered,
-    "intent": _phase(Phase.SUBMITTING),
+    "intent": _intent,
     "submitted": _submitted,
     "lost": _lost,
     "again": _again,

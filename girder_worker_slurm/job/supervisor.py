@@ -262,7 +262,6 @@ class Supervisor:
         self._jobs[record.task_id] = job
         self._events.take_up(job)
         self._submits.settle(job)
-        job.next_status_check = self._do.clock.monotonic()
         job.next_heartbeat = self._do.clock.monotonic() + FIRST_HEARTBEAT_SECONDS
         self._later(job, 0.0)
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _LOOKS_PER_SECOND = 500
 #: What thousands wait for is asked now and then only.
 _PLACES_PER_SECOND = 1000
-#: Whoever waits shorter for a place in Slurm is not told.
+#: Whoever waits shorter is not told what for: with many jobs that is most of them, and nobody reads so fast.
 _PATIENCE_SECONDS = 5.0
+_REASONS_PER_SECOND_OF_A_USER = 10
 
 
 class UpdateTurns:
@@ -42,6 +43,9 @@ class UpdateTurns:
         self._allowance = per_second
         self._counted_at = clock.monotonic()
         self._next_look_at_places = 0.0
+        #: User → how many jobs they have, as counted a moment ago.
+        self._crowds: Counter[str] = Counter()
+        self._next_count = 0.0
         #: User → when one of their jobs had its turn.
         self._served: dict[str, float] = {}
 
@@ -56,14 +60,15 @@ class UpdateTurns:
         self._counted_at = now
         if self._allowance < 1:
             return []
+        if now >= self._next_count:
+            self._crowds = Counter(job.user for job in jobs)
+            self._next_count = now + max(1.0, len(jobs) / _LOOKS_PER_SECOND)
         wanting = [job for job in jobs if self._wants(job, now, len(jobs))]
         wanting.sort(key=lambda job: (job.announced, job.last_flush))
         chosen = self._in_turns(wanting, now)
         for job in chosen:
             job.last_flush = now
-            job.has_news = False
-            if now >= job.next_status_check:
-                job.next_status_check = now + self._status_check_seconds
+            job.has_news = job.has_words = False
         return chosen
 
     def choose_waiting(
@@ -81,7 +86,7 @@ class UpdateTurns:
         if looks_at_places:
             self._next_look_at_places = now + max(self._interval_seconds, len(jobs) / _PLACES_PER_SECOND)
         for job in jobs:
-            has_waited = job.waits_since and now - job.waits_since >= _PATIENCE_SECONDS
+            has_waited = job.waits_since and now - job.waits_since >= self._patience_seconds(job)
             is_silent = now >= job.next_heartbeat and job.state.phase < Phase.SUBMITTED
             if not (job.is_parked or (looks_at_places and has_waited) or is_silent):
                 continue
@@ -101,6 +106,9 @@ class UpdateTurns:
             job.image_phase_shown = job.image_phase
             job.next_heartbeat = now + HEARTBEAT_SECONDS
         return chosen
+
+    def _patience_seconds(self, job: LiveJob) -> float:
+        return max(_PATIENCE_SECONDS, self._crowds[job.user] / _REASONS_PER_SECOND_OF_A_USER)
 
     def _in_turns(self, wanting: list[LiveJob], now: float) -> list[LiveJob]:
         """As many of these as the budget has: the first of each user, then the second, whoever was served last comes last."""
@@ -126,10 +134,15 @@ class UpdateTurns:
             return False
         if now - job.last_flush < self._interval_seconds:
             return False
-        if not job.announced or now >= job.next_status_check or job.has_news:
+        silent = now - job.last_flush
+        if not job.announced or silent >= self._status_check_seconds or job.has_news:
             return True
-        if job.state.started is None or now < job.next_log_look:
+        if job.state.started is None:
+            return job.has_words and silent >= self._patience_seconds(job)
+        if now < job.next_log_look:
             return False
+        if job.has_words:
+            return True
         # Looking costs a call to the file system: at most some hundred a second, however many jobs run.
         job.next_log_look = now + max(self._interval_seconds, live / _LOOKS_PER_SECOND)
         # Found once, it waits for its turn without another look.

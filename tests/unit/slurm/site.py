@@ -86,6 +86,8 @@ class FakeGirder:
         #: Updates that arrive, but whose answer does not.
         self.lost_answers = 0
         self.puts = 0
+        #: How many of the next updates find Girder away.
+        self.silences = 0
         #: Whose jobs these are; None: Girder does not say.
         self.user: GirderUser | None = GirderUser("u1", "ada")
         self.user_questions = 0
@@ -95,6 +97,8 @@ class FakeGirder:
         self.settings: dict[str, object] | GirderUnreachable = {}
 
     def settings_of(self, job) -> dict[str, object]:
+        if self.refuses_access:
+            return {}
         self._find(job)
         if isinstance(self.settings, GirderUnreachable):
             raise self.settings
@@ -104,6 +108,9 @@ class FakeGirder:
         self, job, *, status=None, log=None, overwrite=False, progress=None, message=None, keep_alive=False
     ) -> JobAnswer:
         found = self._find(job)
+        if self.silences > 0:
+            self.silences -= 1
+            raise GirderUnreachable("Girder is being restarted")
         self.puts += 1
         if status is not None and int(status) != found.status:
             if found.status not in TRANSITIONS[int(status)]:
@@ -129,8 +136,10 @@ class FakeGirder:
 
     def user_of(self, job, message, tokens=()) -> GirderUser | None:
         del message, tokens
-        self._find(job)
         self.user_questions += 1
+        if self.refuses_access:
+            return None
+        self._find(job)
         if self.user_silences > 0:
             self.user_silences -= 1
             raise GirderUnreachable("Girder is being restarted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +34,6 @@ def running_jobs(number, user="ada"):
     jobs = [LiveJob(SimpleNamespace(state=state, task_id=f"{user[3:]}{index}")) for index in range(number)]
     for job in jobs:
         job.announced = True
-        job.next_status_check = 1e12
     return jobs
 
 
@@ -82,7 +82,7 @@ def test_a_status_check_that_found_no_place_in_the_budget_is_made_up_for():
     turns = UpdateTurns(silent, clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0)
     jobs = running_jobs(3)
     for job in jobs:
-        job.next_status_check = 0.0
+        job.last_flush = 0.0
     seen = []
     for _ in range(6):
         clock.advance(1.0)
@@ -201,3 +201,32 @@ def test_updates_go_on_when_girder_answers_again(site):
     site.run_for(30)
     assert all("more" in site.shown(name).text for name in names)
     assert site.supervisor._updates_under_way == 0
+
+
+def _turns(clock, *, per_second=20.0):
+    silent = SimpleNamespace(
+        feed=lambda _job: SimpleNamespace(has_new_output=lambda: False, has_pending=False)
+    )
+    return UpdateTurns(silent, clock, per_second=per_second, interval_seconds=1.0, status_check_seconds=600.0)
+
+
+def _seconds_until_told(jobs, others=()):
+    """How long the first of these jobs waits in Slurm for a new reason until it is told."""
+    clock = FakeClock()
+    turns = _turns(clock)
+    for job in (*jobs, *others):
+        job.record.state = replace(job.state, started=None)
+        job.last_flush, job.has_words = clock.monotonic(), True
+    begun = clock.monotonic()
+    while jobs[0] not in turns.choose([*jobs, *others], clock.monotonic()):
+        clock.advance(0.25)
+    return clock.monotonic() - begun
+
+
+def test_a_job_is_told_within_seconds_what_it_waits_for_in_slurm_however_many_others_have():
+    assert _seconds_until_told(running_jobs(1)) == 5.0
+    assert _seconds_until_told(running_jobs(1), running_jobs(2000, "ada-b")) == 5.0
+
+
+def test_those_of_a_user_with_many_are_told_later_most_never_need_to():
+    assert _seconds_until_told(running_jobs(1000)) == 100.0
