@@ -15,7 +15,7 @@ from girder_worker_singularity.command_runner import (
 )
 from girder_worker_slurm.cluster import slurm_accounting, slurm_commands
 from girder_worker_slurm.cluster.interface import JobDetail, QueueRow, SlurmJobId, Snapshot, Submission
-from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal
+from girder_worker_slurm.cluster.run_as import AccountAway, RunAs, sudo_refusal
 from girder_worker_slurm.errors import (
     ClusterUnreachable,
     JobsHidden,
@@ -104,6 +104,9 @@ class CommandCluster:
         except KeyError as error:
             msg = f"There is no Unix user {submission.unix_user} on the worker's machine (any more)."
             raise SubmitRejected(msg) from error
+        except AccountAway as error:
+            # Nothing was started: no doubt whether Slurm has it.
+            raise ClusterUnreachable(str(error)) from error
         except CommandTimeout as error:
             msg = (
                 f"sbatch did not answer within {self._options.timeout_seconds:.0f} s for {submission.token}."
@@ -279,6 +282,8 @@ class CommandCluster:
         except KeyError as error:
             msg = f"There is no Unix user {unix_user} on the worker's machine (any more)."
             raise ClusterUnreachable(msg) from error
+        except AccountAway as error:
+            raise ClusterUnreachable(str(error)) from error
         except CommandTimeout as error:
             msg = f"{command[0]} did not answer within {timeout_seconds:.0f} s."
             raise ClusterUnreachable(msg) from error

@@ -9,6 +9,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from girder_worker_singularity.clock import SystemClock
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -17,6 +19,17 @@ _OF_THE_USER = ("HOME", "USER", "LOGNAME", "SHELL")
 #: What only the user in whose name it was made can use.
 _NOT_HANDED_ON = (*_OF_THE_USER, "KRB5CCNAME", "MAIL", "XDG_RUNTIME_DIR")
 _REFUSED = re.compile(r"^sudo: ", re.MULTILINE)
+
+
+#: For how long an account that was here is waited for.
+_REMEMBERED_SECONDS = 86400.0
+_CLOCK = SystemClock()
+#: When each was seen, by the monotonic clock.
+_seen: dict[str, float] = {}
+
+
+class AccountAway(OSError):
+    """An account that was here is not found: a directory service does not answer, most likely. To be tried again."""
 
 
 def own_name() -> str:
@@ -28,10 +41,27 @@ def own_name() -> str:
         return str(uid)
 
 
-def uid_of(user: str) -> int | None:
-    """The number of a Unix user; None if there is none of that name here."""
+def account_of(user: str) -> pwd.struct_passwd:
+    """The account of a Unix user; raises KeyError if there is none of that name here, AccountAway if there was one today.
+
+    The C library does not tell an account that is not there from a directory service that does not answer (getpwnam(3)).
+    """
+    now = _CLOCK.monotonic()
     try:
-        return pwd.getpwnam(user).pw_uid
+        account = pwd.getpwnam(user)
+    except KeyError:
+        if now - _seen.get(user, -_REMEMBERED_SECONDS) < _REMEMBERED_SECONDS:
+            msg = f"The Unix user {user}, who was known here today, is not found now. Does the directory service (LDAP, SSSD) answer?"
+            raise AccountAway(msg) from None
+        raise
+    _seen[user] = now
+    return account
+
+
+def uid_of(user: str) -> int | None:
+    """The number of a Unix user; None if there is none of that name here. Raises AccountAway if there was one today."""
+    try:
+        return account_of(user).pw_uid
     except KeyError:
         return None
 
@@ -56,9 +86,9 @@ class RunAs:
         Programs are looked for in `path`; empty: in the PATH among the variables.
 
         The program is named by its full path, which is what a line in sudoers is about. Raises KeyError for a user who
-        does not exist here.
+        does not exist here, AccountAway for one who was here today.
         """
-        account = pwd.getpwnam(user)
+        account = account_of(user)
         path = path or environment.get("PATH", os.defpath)
         program = shutil.which(argv[0], path=path) or argv[0]
         handed_on = {name: value for name, value in environment.items() if name not in _NOT_HANDED_ON}

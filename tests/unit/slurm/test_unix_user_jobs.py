@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from dataclasses import replace
 
 import pytest
@@ -137,6 +138,26 @@ def test_who_may_not_be_run_as_is_refused_before_anything_is_fetched(site, rules
     assert words in site.state().verdict.sentence
     assert "attempt" not in site.entries()
     assert site.cluster.jobs == {}
+
+
+@pytest.mark.fault("directory service of accounts away", phases=("directory written",))
+def test_an_account_that_a_directory_service_does_not_tell_for_a_while_is_waited_for(site, monkeypatch):
+    site.task("t1")
+    submitted(site, "t1")
+    known = pwd.getpwnam
+
+    def silent(name):
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", silent)
+    site.task("t2")
+    site.run_for(300)
+    assert site.state("t2").verdict is None
+    assert site.state("t2").phase is Phase.ADMITTED
+    monkeypatch.setattr(pwd, "getpwnam", known)
+    site.run_to_the_end()
+    assert [site.state(task).verdict.outcome for task in ("t1", "t2")] == [Outcome.SUCCESS] * 2
+    assert len(site.cluster.jobs) == 2
 
 
 def test_a_mapping_that_was_changed_does_not_move_what_has_begun(site):

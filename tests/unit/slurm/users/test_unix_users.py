@@ -11,10 +11,11 @@ import pytest
 
 from girder_worker_singularity.command_runner import Conversation
 from girder_worker_singularity.testing import FakeAnswer, FakeClock, FakeCommandRunner
+from girder_worker_slurm.cluster import run_as
 from girder_worker_slurm.cluster.budget import CallBudget
 from girder_worker_slurm.cluster.command_cluster import CommandCluster, CommandOptions
 from girder_worker_slurm.cluster.interface import Submission
-from girder_worker_slurm.cluster.run_as import RunAs, sudo_refusal, uid_of
+from girder_worker_slurm.cluster.run_as import AccountAway, RunAs, sudo_refusal, uid_of
 from girder_worker_slurm.cluster.runs_of_users import RunsOfUsers
 from girder_worker_slurm.cluster.user_run_files import UserRunFiles, UserUnreachable
 from girder_worker_slurm.errors import ClusterUnreachable, JobsHidden, SubmitRejected, UserRefused
@@ -147,6 +148,29 @@ def test_a_user_who_is_gone_is_named():
         made.cancel(["gw-1"], unix_user="nosuchuser")
     assert [call.argv[0] for call in calls] == ["scontrol"]
     assert uid_of("nosuchuser") is None
+
+
+def test_a_user_who_was_here_today_and_is_not_found_now_is_away_not_gone(monkeypatch):
+    made, calls = cluster({"scontrol": FakeAnswer(stdout=OPEN)})
+    clock = FakeClock()
+    monkeypatch.setattr(run_as, "_CLOCK", clock)
+    monkeypatch.setattr(run_as, "_seen", {})
+    assert uid_of(OTHER) == pwd.getpwnam(OTHER).pw_uid
+
+    def silent(name):
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", silent)
+    with pytest.raises(AccountAway, match=f"{OTHER}, who was known here today"):
+        uid_of(OTHER)
+    # Slurm has certainly not got it, and may get it later.
+    with pytest.raises(ClusterUnreachable, match="directory service"):
+        made.submit(Submission("gw-1", Path("/r"), Path("/o"), unix_user=OTHER))
+    with pytest.raises(ClusterUnreachable, match="directory service"):
+        made.cancel(["gw-1"], unix_user=OTHER)
+    assert [call.argv[0] for call in calls] == ["scontrol"]
+    clock.advance(86400.0)
+    assert uid_of(OTHER) is None
 
 
 OF_ANOTHER = Submission("gw-1", Path("/r/job.slurm"), Path("/r/slurm.out"), unix_user=OTHER)
