@@ -19,7 +19,7 @@ from benchmarks.live_log import lines_of_writing_jobs
 from benchmarks.peers import peers
 from benchmarks.site import Bench
 from benchmarks.standing import standing
-from benchmarks.throughput import arrays, chain, dispatch
+from benchmarks.throughput import arrays, chain, chain_without_container, dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ class _Parts:
         sif = next(self._worker.sif.glob("*.sif"))
         figures = chain(self._bench, self._cli, sif, 150 if self._quick else 1000)
         figures["loaded_start_seconds_median"] = figures.pop("start_seconds_median")
-        return figures
+        return figures | chain_without_container(self._bench, self._cli, 150 if self._quick else 1000)
 
     def images(self) -> dict[str, Any]:
         """What an image costs."""

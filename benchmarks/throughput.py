@@ -120,11 +120,9 @@ def chain(bench: Bench, cli: str, sif: Path, count: int) -> dict[str, Any]:
     """Girder jobs, made before the worker starts, until Girder has the end of each; one in ten fails by itself."""
     before = bare(bench, count, ["true"])
     contained = bare(bench, count, ["apptainer", "exec", "--containall", str(sif), "true"])
-    expected = {}
-    with ThreadPoolExecutor(4) as pool:
-        codes = [3 if number % _FAILING_ONE_IN == 0 else 0 for number in range(count)]
-        for job, code in zip(pool.map(lambda code: bench.run_cli(cli, code=code), codes), codes, strict=True):
-            expected[job] = ERROR if code else SUCCESS
+    expected = _girder_jobs(
+        bench, cli, [3 if number % _FAILING_ONE_IN == 0 else 0 for number in range(count)]
+    )
     worker = bench.worker("chain")
     calls, scheduler = bench.girder_calls(), bench.scheduler_calls()
     worker.start()
@@ -136,8 +134,7 @@ def chain(bench: Bench, cli: str, sif: Path, count: int) -> dict[str, Any]:
     calls = bench.girder_calls() - calls
     asked = {name: now - scheduler.get(name, 0) for name, now in bench.scheduler_calls().items()}
     records = list(_histories(worker))
-    begin = min(record[0]["at"] for record in records)
-    rate = count / (end - begin)
+    rate = count / (end - min(record[0]["at"] for record in records))
     statuses, logs = bench.statuses(list(expected)), bench.logs(list(expected))
     after = bare(bench, count, ["true"])
     return {
@@ -157,6 +154,32 @@ def chain(bench: Bench, cli: str, sif: Path, count: int) -> dict[str, Any]:
         "without_output": sum(1 for log in logs.values() if not last_act(log)),
         "start_seconds_median": _start_median(records),
     }
+
+
+def chain_without_container(bench: Bench, cli: str, count: int) -> dict[str, Any]:
+    """Girder jobs as in `chain`, whose container is `true`: what worker and Girder cost beside bare sbatch of the same."""
+    before = bare(bench, count, ["true"])
+    expected = _girder_jobs(bench, cli, [0] * count)
+    worker = bench.worker("chain-alone", config=f"[singularity]\napptainer = {no_container(bench)}\n")
+    worker.start()
+    try:
+        end = bench.wait_for_all(list(expected), seconds=1800)
+    finally:
+        worker.stop()
+    rate = count / (end - min(record[0]["at"] for record in _histories(worker)))
+    after = bare(bench, count, ["true"])
+    statuses = bench.statuses(list(expected))
+    return {
+        "chain_without_container_ratio_vs_bare": round(rate / ((before + after) / 2), 3),
+        "chain_without_container_succeeded": sum(status == SUCCESS for status in statuses.values()),
+    }
+
+
+def _girder_jobs(bench: Bench, cli: str, codes: Sequence[int]) -> dict[str, int]:
+    """New Girder jobs whose containers end with these codes → how each is to end."""
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.map(lambda code: bench.run_cli(cli, code=code), codes)
+        return {job: ERROR if code else SUCCESS for job, code in zip(made, codes, strict=True)}
 
 
 def _start_median(records: Sequence[list[dict[str, Any]]]) -> float:
