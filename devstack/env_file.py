@@ -39,6 +39,8 @@ def write(context: Context) -> None:
         "GIRDER_WORKER_BACKEND": girder.backend_url(context),
         "GIRDER_MONGO_URI": girder.mongo_uri(context),
         "GIRDER_NOTIFICATION_REDIS_URL": girder.redis_url(context),
+        "RABBITMQ_TLS_URL": girder.broker_tls_url(context),
+        "RABBITMQ_TLS_DIR": layout.certificates,
         "RABBITMQ_CTL": layout.bin / "rabbitmqctl",
         "ASSETSTORE_DIR": layout.assetstore,
         "DEVSTACK_COMPOSE": Compose(context).program() or "",

@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from . import certificates
 from .errors import DevstackError
 from .files import ensure_directory
 from .ports import HOST, exchange
@@ -30,6 +31,12 @@ def broker_url(context: Context) -> str:
     """Where workers take tasks from."""
     password = context.secrets().rabbitmq_password
     return f"amqp://{BROKER_USER}:{password}@{HOST}:{context.port('rabbitmq')}//"
+
+
+def broker_tls_url(context: Context) -> str:
+    """The same broker over TLS, which asks for a certificate as well."""
+    password, port = context.secrets().rabbitmq_password, context.port("rabbitmq-tls")
+    return f"amqps://{BROKER_USER}:{password}@{certificates.SERVER_NAME}:{port}//"
 
 
 def backend_url(context: Context) -> str:

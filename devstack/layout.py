@@ -98,6 +98,11 @@ class Layout:
         return self.below("etc", "slurm", "slurm.conf")
 
     @property
+    def certificates(self) -> Path:
+        """The stack's own authority, and what it has signed."""
+        return self.below("etc", "certificates")
+
+    @property
     def munge_socket(self) -> Path:
         """The private munge daemon's socket."""
         return self.below("run", "munge", "socket")

@@ -26,7 +26,7 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("slurmdbd", "mariadb-server")),  # tests start a cluster with accounts
     ("sudo",),  # tests run jobs as several Unix users
     ("siftool",),  # tests make SIFs with SingularityCE's own library
-    *((name,) for name in ("python3-venv", "ca-certificates", "shellcheck")),
+    *((name,) for name in ("python3-venv", "ca-certificates", "openssl", "shellcheck")),
     ("systemd",),  # tests ask systemd-analyze about the units; it runs nothing here
     ("docker.io", "docker-ce", "moby-engine"),  # a test starts an engine of its own
     ("containerd", "containerd.io"),

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import certificates
 from .files import ensure_directory, write_file
 from .ports import HOST, answers, exchange
 from .processes import ProcessSpec, wait_until
@@ -22,7 +23,7 @@ class RabbitMQ(Service):
     """The broker and its epmd, run by the service account."""
 
     name = "rabbitmq"
-    port_names = ("rabbitmq", "rabbitmq-distribution", "epmd")
+    port_names = ("rabbitmq", "rabbitmq-tls", "rabbitmq-distribution", "epmd")
     start_seconds = 120
     grace_seconds = 40
 
@@ -31,7 +32,7 @@ class RabbitMQ(Service):
         return ["rabbitmq-epmd", self.name]
 
     def prepare(self) -> None:
-        """Write the configuration, the Erlang cookie and the rabbitmqctl wrapper."""
+        """Write the configuration, the certificates, the Erlang cookie and the rabbitmqctl wrapper."""
         layout, owner = self.context.layout, self.context.service_user
         secrets = self.context.secrets()
         home = layout.below("rabbitmq")
@@ -39,13 +40,21 @@ class RabbitMQ(Service):
         ensure_directory(home / "log", mode=0o700, owner=owner)
         write_file(home / ".erlang.cookie", secrets.erlang_cookie, mode=0o400, owner=owner)
         write_file(home / "enabled_plugins", "[].\n", mode=0o600, owner=owner)
-        # The user is made at the first start of an empty database; the rest stays as in a stock broker.
+        certificates.ensure(self.context)
+        signed = layout.certificates
+        # The user is made at the first start of an empty database; but for TLS the rest stays as in a stock broker.
         text = (
             f"default_user = {BROKER_USER}\n"
             f"default_pass = {secrets.rabbitmq_password}\n"
             "log.console = true\n"
             "log.console.level = info\n"
             "log.file = false\n"
+            f"listeners.ssl.default = {HOST}:{self.context.port('rabbitmq-tls')}\n"
+            f"ssl_options.cacertfile = {signed / 'ca.pem'}\n"
+            f"ssl_options.certfile = {signed / 'server.pem'}\n"
+            f"ssl_options.keyfile = {signed / 'server-key.pem'}\n"
+            "ssl_options.verify = verify_peer\n"
+            "ssl_options.fail_if_no_peer_cert = true\n"
         )
         write_file(home / "rabbitmq.conf", text, mode=0o600, owner=owner)
         write_file(layout.bin / "rabbitmqctl", self._wrapper(), mode=0o755)

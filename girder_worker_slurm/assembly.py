@@ -34,7 +34,7 @@ from girder_worker_slurm.cluster.run_as import RunAs, own_name
 from girder_worker_slurm.cluster.run_directory import RunDirectories
 from girder_worker_slurm.cluster.runs_of_users import RunsOfUsers
 from girder_worker_slurm.cluster.slurm_module import slurm_environment
-from girder_worker_slurm.doctor.broker_connection import tls_options
+from girder_worker_slurm.doctor.broker_tls import tls_options
 from girder_worker_slurm.doctor.checklist import start_checks
 from girder_worker_slurm.errors import StartRefused
 from girder_worker_slurm.girder.inputs import StagingRules
@@ -232,7 +232,7 @@ def assemble(app: Any, environment: Mapping[str, str]) -> SlurmWorker:
     app.conf.accept_content = list(ACCEPTED_FORMATS)
     guard_decoding(admitted)
     bound_unpacking()
-    tls = tls_options(settings.celery.broker.get_secret_value(), settings.celery.broker_ca)
+    tls = tls_options(settings.celery)
     if tls is not None:
         app.conf.broker_use_ssl = tls
     clock = SystemClock()

@@ -60,6 +60,17 @@ class CelerySection(BaseModel):
         " system trusts.",
         env=("GIRDER_WORKER_BROKER_CA",),
     )
+    broker_cert: Path | None = setting(
+        None,
+        "File with the worker's own certificate (PEM), for a RabbitMQ that asks for one, and behind it those of the authorities"
+        " between, if there are any. User and password are needed as well.",
+        env=("GIRDER_WORKER_BROKER_CERT",),
+    )
+    broker_key: Path | None = setting(
+        None,
+        "File of mode 0600 with the key (PEM) of `broker_cert`, without a passphrase. Empty: the key is in the file `broker_cert`.",
+        env=("GIRDER_WORKER_BROKER_KEY",),
+    )
     backend: SecretStr = setting(
         SecretStr("rpc://guest:guest@localhost/"),
         "Where Celery results go.",
@@ -80,6 +91,18 @@ class CelerySection(BaseModel):
         "Classes that tasks may bring besides the transforms of Girder Worker and Slicer CLI Web, by their whole names, one a line:"
         " their code runs in the worker.",
     )
+
+    @model_validator(mode="after")
+    def _files_of_tls_are_used(self) -> CelerySection:
+        if self.broker_key and not self.broker_cert:
+            msg = "broker_key needs `broker_cert`: whose key is it"
+            raise ValueError(msg)
+        if (self.broker_ca or self.broker_cert) and not self.broker.get_secret_value().lower().startswith(
+            "amqps:"
+        ):
+            msg = "broker_ca and broker_cert need `broker = amqps://...`: with amqp:// the password goes unprotected"
+            raise ValueError(msg)
+        return self
 
 
 class GirderSection(BaseModel):

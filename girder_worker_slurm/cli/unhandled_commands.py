@@ -65,8 +65,7 @@ def requeue_command(*, ids: tuple[str, ...], all_of_them: bool, queue: str, as_j
     chosen = kept if all_of_them else select(kept, ids)
     sent, refused = [], []
     if chosen:
-        url = settings.celery.broker.get_secret_value()
-        with broker_connection(url, timeout_seconds=_BROKER_SECONDS, ca=settings.celery.broker_ca) as broker:
+        with broker_connection(settings.celery, timeout_seconds=_BROKER_SECONDS) as broker:
             for message in chosen:
                 try:
                     name = send_again(root, message, broker, queue=queue)

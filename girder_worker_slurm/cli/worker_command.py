@@ -49,26 +49,29 @@ def worker_command(celery_arguments: tuple[str, ...], *, print_command: bool) ->
 
 
 def refuse_wrong_password(settings: Settings) -> None:
-    """Raises StartRefused if the broker does not let us in, or does not prove who it is; one that is down for the moment is no reason."""
-    from girder_worker_slurm.doctor.broker import TRUST_REMEDY  # noqa: PLC0415
+    """Raises StartRefused if the broker does not let us in, or does not prove who it is; one that is down for the moment is no reason.
+
+    Raises SettingsInvalid if a file for TLS cannot be used.
+    """
+    from girder_worker_slurm.doctor.broker import CERTIFICATE_REMEDY, TRUST_REMEDY  # noqa: PLC0415
     from girder_worker_slurm.doctor.broker_connection import (  # noqa: PLC0415 - brings kombu
         BrokerNotTrusted,
         BrokerRefused,
         BrokerUnreachable,
+        CertificateRefused,
         broker_connection,
     )
 
     try:
-        with broker_connection(
-            settings.celery.broker.get_secret_value(),
-            timeout_seconds=_BROKER_SECONDS,
-            ca=settings.celery.broker_ca,
-        ):
+        with broker_connection(settings.celery, timeout_seconds=_BROKER_SECONDS):
             pass
     except BrokerUnreachable:
         return
     except BrokerNotTrusted as error:
         msg = f"{error} {TRUST_REMEDY}"
+        raise StartRefused(msg) from error
+    except CertificateRefused as error:
+        msg = f"{error} {CERTIFICATE_REMEDY}"
         raise StartRefused(msg) from error
     except BrokerRefused as error:
         msg = f"{error} Correct user, password and virtual host of `broker` in [celery]."

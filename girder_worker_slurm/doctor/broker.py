@@ -8,10 +8,12 @@ from girder_worker_slurm.doctor.broker_connection import (
     BrokerNotTrusted,
     BrokerRefused,
     BrokerUnreachable,
+    CertificateRefused,
     broker_connection,
     shown_address,
 )
 from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.errors import SettingsInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,14 +24,18 @@ if TYPE_CHECKING:
 
 CHECK = "broker"
 TRUST_REMEDY = "Set `broker_ca` in [celery] to the file of the authority that signed its certificate, or correct the host in `broker`."
+CERTIFICATE_REMEDY = (
+    "Set `broker_cert` and `broker_key` in [celery] to the files of a certificate, valid today, of an authority that this"
+    " RabbitMQ trusts (its `ssl_options.cacertfile`)."
+)
 
 
 def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: float) -> Iterator[Finding]:
     """Logs in and asks for each queue; takes no message and makes no queue."""
-    url = settings.celery.broker.get_secret_value()
+    place = shown_address(settings.celery.broker.get_secret_value())
     try:
-        with broker_connection(url, timeout_seconds=timeout_seconds, ca=settings.celery.broker_ca) as broker:
-            yield ok(CHECK, f"{shown_address(url)} lets us in.")
+        with broker_connection(settings.celery, timeout_seconds=timeout_seconds) as broker:
+            yield ok(CHECK, f"{place} lets us in.")
             queues = {name: broker.queue(name) for name in settings.celery.queues}
     except BrokerUnreachable as error:
         yield fail(
@@ -40,6 +46,12 @@ def check_broker(settings: Settings, *, running_workers: int, timeout_seconds: f
         return
     except BrokerNotTrusted as error:
         yield fail(CHECK, str(error), TRUST_REMEDY)
+        return
+    except CertificateRefused as error:
+        yield fail(CHECK, str(error), CERTIFICATE_REMEDY)
+        return
+    except SettingsInvalid as error:
+        yield fail(CHECK, str(error), "Correct the file, or the setting.")
         return
     except BrokerRefused as error:
         yield fail(CHECK, str(error), "Correct user, password and virtual host of `broker` in [celery].")

@@ -6,14 +6,15 @@ import contextlib
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from girder_worker_slurm.doctor.broker_tls import certificate_refusal, tls_options
 from girder_worker_slurm.errors import SlurmWorkerError, Unreachable
 from girder_worker_slurm.records.jobs_root import broker_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+
+    from girder_worker_slurm.settings import CelerySection
 
 
 class BrokerUnreachable(Unreachable):
@@ -26,6 +27,10 @@ class BrokerRefused(SlurmWorkerError):
 
 class BrokerNotTrusted(SlurmWorkerError):
     """Whoever answered at the broker's address did not prove to be the broker."""
+
+
+class CertificateRefused(SlurmWorkerError):
+    """The broker does not take the certificate that we showed, or wants one."""
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,24 @@ class BrokerConnection:
 
 
 @contextlib.contextmanager
-def broker_connection(
-    url: str, *, timeout_seconds: float, ca: Path | None = None
-) -> Iterator[BrokerConnection]:
+def broker_connection(celery: CelerySection, *, timeout_seconds: float) -> Iterator[BrokerConnection]:
     """A connection to the broker.
 
-    Raises BrokerUnreachable, BrokerNotTrusted or BrokerRefused without any password in the words.
+    Raises BrokerUnreachable, BrokerNotTrusted, CertificateRefused or BrokerRefused without any password in the words,
+    and SettingsInvalid if a file for TLS cannot be used.
     """
     import socket  # noqa: PLC0415
 
     from kombu import Connection  # noqa: PLC0415 - most commands of the command line never need it
     from kombu.exceptions import KombuError, OperationalError  # noqa: PLC0415
 
+    url = celery.broker.get_secret_value()
     place = shown_address(url)
     connection = Connection(
         url,
         connect_timeout=timeout_seconds,
         transport_options={"confirm_publish": True, "max_retries": 0},
-        ssl=tls_options(url, ca) or False,
+        ssl=tls_options(celery) or False,
     )
     errors = (
         *connection.connection_errors,
@@ -109,12 +114,14 @@ def broker_connection(
         yield BrokerConnection(connection)
     except errors as error:
         words = _words(error)
+        if refusal := certificate_refusal(error, celery, timeout_seconds=timeout_seconds):
+            what = "does not take our certificate" if celery.broker_cert else "wants a certificate of us"
+            msg = f"The broker {place} {what}: {refusal}."
+            raise CertificateRefused(msg) from error
         if isinstance(error, ssl.SSLError):
             words = getattr(error, "verify_message", "") or words
             msg = f"The broker {place} does not prove who it is: {words.rstrip('.')}."
             raise BrokerNotTrusted(msg) from error
-        if ca is not None and isinstance(error, FileNotFoundError):
-            words = f"{ca}, the file `broker_ca` of [celery], is not there"
         if getattr(error, "code", 0) in (403, 530) or "ACCESS_REFUSED" in str(error):
             msg = f"The broker {place} refused: {words}."
             raise BrokerRefused(msg) from error
@@ -130,21 +137,6 @@ def broker_connection(
 def shown_address(url: str) -> str:
     """Where a broker is, for people: host and port, and the virtual host unless it is `/`."""
     return broker_identity(url).rstrip("/")
-
-
-def tls_options(url: str, ca: Path | None) -> dict[str, Any] | None:
-    """How a broker with an `amqps://` address has to prove who it is; None for other addresses.
-
-    By itself py-amqp compares no host name, so that any certificate of a known authority would do.
-    """
-    address = urlsplit(url)
-    if address.scheme != "amqps":
-        return None
-    return {
-        "cert_reqs": ssl.CERT_REQUIRED,
-        "server_hostname": address.hostname,
-        "ca_certs": None if ca is None else str(ca),
-    }
 
 
 def _words(error: BaseException) -> str:

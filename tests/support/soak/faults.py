@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+from pydantic import SecretStr
 
 from girder_worker_slurm.cli.kept_messages import body_bytes
 from girder_worker_slurm.doctor.broker_connection import broker_connection
+from girder_worker_slurm.settings import CelerySection
 from tests.support.unreliable_commands import WAYS
 from tests.support.worker import Worker
 
@@ -111,7 +113,8 @@ class Faults:
             stored = json.loads(self.random.choice(paths).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
-        with broker_connection(self.site.stack["GIRDER_WORKER_BROKER"], timeout_seconds=30) as broker:
+        celery = CelerySection(broker=SecretStr(self.site.stack["GIRDER_WORKER_BROKER"]))
+        with broker_connection(celery, timeout_seconds=30) as broker:
             broker.publish("celery", body_bytes(stored), stored)
 
     # -- Slurm
