@@ -6,10 +6,10 @@ import contextlib
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from girder_worker_slurm.doctor.broker_tls import certificate_refusal, tls_options
+from girder_worker_slurm.doctor.broker_tls import TLS_PORT, certificate_refusal, tls_options
 from girder_worker_slurm.errors import SlurmWorkerError, Unreachable
-from girder_worker_slurm.records.jobs_root import broker_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +136,9 @@ def broker_connection(celery: CelerySection, *, timeout_seconds: float) -> Itera
 
 def shown_address(url: str) -> str:
     """Where a broker is, for people: host and port, and the virtual host unless it is `/`."""
-    return broker_identity(url).rstrip("/")
+    parts = urlsplit(url)
+    port = parts.port or (TLS_PORT if parts.scheme == "amqps" else 5672)
+    return f"{parts.hostname or ''}:{port}{parts.path}".rstrip("/")
 
 
 def _words(error: BaseException) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from girder_worker_slurm.settings import CelerySection
 
-_PORT = 5671
+TLS_PORT = 5671
 #: What a broker says, in OpenSSL's words, that does not take a certificate or misses one.
 _ABOUT_OUR_CERTIFICATE = (
     "CERTIFICATE_REQUIRED",
@@ -79,7 +79,7 @@ def _after_the_handshake(celery: CelerySection, timeout_seconds: float) -> ssl.S
         context.load_cert_chain(options["certfile"], options["keyfile"])
     try:
         with (
-            socket.create_connection((address.hostname, address.port or _PORT), timeout_seconds) as plain,
+            socket.create_connection((address.hostname, address.port or TLS_PORT), timeout_seconds) as plain,
             context.wrap_socket(plain, server_hostname=address.hostname) as connection,
         ):
             connection.recv(1)

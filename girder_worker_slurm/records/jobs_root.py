@@ -51,9 +51,10 @@ _DIRECTORIES = ("record", "ended", "run", "spool", "unhandled", "workers", "tmp"
 
 
 def broker_identity(broker_url: str) -> str:
-    """What a broker is known by, without user and password."""
+    """What a broker is known by, without user and password; it is the same one after TLS has been turned on."""
     parts = urlsplit(broker_url)
-    return f"{parts.hostname or ''}:{parts.port or 5672}{parts.path or '/'}"
+    port = 5672 if (parts.scheme, parts.port) == ("amqps", 5671) else parts.port or 5672
+    return f"{parts.hostname or ''}:{port}{parts.path or '/'}"
 
 
 def _trouble(error: RecordDamaged) -> OSError | None:

@@ -76,6 +76,11 @@ def test_user_and_password_do_not_make_another_broker(root, broker):
             root.identify(broker, ["celery"])
 
 
+@pytest.mark.parametrize("over_tls", ["amqps://me@broker//", "amqps://me@broker:5671//"])
+def test_a_broker_is_the_same_after_tls_has_been_turned_on(root, over_tls):
+    assert root.identify("amqp://me@broker//", ["celery"]) == root.identify(over_tls, ["celery"])
+
+
 @pytest.mark.parametrize(
     ("broker", "queues"),
     [("amqp://elsewhere//", ["celery"]), ("amqp://broker/other", ["celery"]), (BROKER, ["celery", "gpu"])],

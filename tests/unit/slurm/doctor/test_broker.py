@@ -48,6 +48,7 @@ def test_a_broker_that_is_not_there_fails_without_the_password(tmp_path):
         ("amqp://me:secret@10.0.0.5/", "10.0.0.5:5672"),
         ("amqp://me:secret@127.0.0.1:27130//", "127.0.0.1:27130"),
         ("amqp://me:secret@rabbit/girder", "rabbit:5672/girder"),
+        ("amqps://me:secret@rabbit/", "rabbit:5671"),
     ],
 )
 def test_a_broker_is_shown_by_host_port_and_virtual_host(url, shown):
