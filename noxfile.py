@@ -97,6 +97,16 @@ def sbom(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Is anything known against the pinned versions? Fails if so, and if nobody could be asked (not with --if-reachable)."""
+    session.install("pip-audit>=2.9,<3", "pytest", "pytest-timeout")
+    session.run(
+        "pytest", "-p", "no:cacheprovider", "--confcutdir=tests/packaging", "tests/packaging/check_audit.py"
+    )
+    session.run("python", "tests/packaging/audit.py", *session.posargs)
+
+
+@nox.session
 def release(session: nox.Session) -> None:
     """What is handed out, in dist/: sdist, wheel, pins, SBOM and checksums, of the tag that is checked out."""
     untracked = session.run("git", "status", "--porcelain", external=True, silent=True)

@@ -134,6 +134,7 @@ if [ "$what" = all ]; then
 fi
 if [ "$what" = all ] && [ $# = 0 ]; then
   in_background versions "${with_authority[@]}" nox --envdir "$work/nox" --session 'dependencies' sbom
+  in_background audit "${with_authority[@]}" nox --envdir "$work/nox-audit" --session audit -- --if-reachable
 fi
 if [ "$what" = all ]; then
   # As a user does who has the wheel and its pins: pip, and no checkout. The acceptance tests start it.
@@ -160,6 +161,9 @@ fi
 if [ -n "${behind[versions]:-}" ]; then
   say "unit tests with the lowest and the newest versions of the libraries, SBOM"
   wait_for versions
+  say "what is known against the pinned versions"
+  wait_for audit
+  grep '^audit: ' "$work/audit.log"
 fi
 
 # shellcheck disable=SC1090
