@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from girder_worker_singularity.image.pull_names import PullNames
 from girder_worker_singularity.image.reference import parse_image_reference
@@ -14,6 +14,7 @@ from girder_worker_singularity.source.docker_engine import EngineImage, engine_i
 from girder_worker_singularity.source.local_files import archive_origin, sandbox_origin
 from girder_worker_singularity.source.origin import REMOTE, ExpectedBytes, Origin
 from girder_worker_singularity.source.proxies import Proxies
+from girder_worker_singularity.source.registry_connection import RegistryAccess
 from girder_worker_singularity.source.registry_digest import registry_digest
 
 if TYPE_CHECKING:
@@ -40,39 +41,12 @@ class SourceOptions:
     proxies: Proxies = field(default_factory=Proxies)
 
 
-class AskRegistry(Protocol):
-    """Which digest a registry has for an image now, see `registry_digest`."""
-
-    def __call__(
-        self,
-        reference: ImageReference,
-        *,
-        plain_http_registries: tuple[str, ...],
-        credentials: Credentials | None,
-        proxies: Proxies,
-    ) -> str | None:
-        """The digest, or None if it is not known."""
-
-
-class AskLayers(Protocol):
-    """How large the parts of an image in a registry are, see `registry_layers`."""
-
-    def __call__(
-        self,
-        reference: ImageReference,
-        *,
-        plain_http_registries: tuple[str, ...],
-        credentials: Credentials | None,
-        proxies: Proxies,
-    ) -> Mapping[str, int] | None:
-        """Digest → bytes, or None if it is not known."""
-
-
-class AskEngine(Protocol):
-    """Whether the Docker engine of this host has an image, see `engine_image`."""
-
-    def __call__(self, reference: ImageReference) -> EngineImage | None:
-        """The image, or None."""
+#: Which digest a registry has for an image now, see `registry_digest`.
+AskRegistry: TypeAlias = "Callable[[ImageReference, RegistryAccess], str | None]"
+#: How large the parts of an image in a registry are, see `registry_layers`.
+AskLayers: TypeAlias = "Callable[[ImageReference, RegistryAccess], Mapping[str, int] | None]"
+#: Whether the Docker engine of this host has an image, see `engine_image`.
+AskEngine: TypeAlias = "Callable[[ImageReference], EngineImage | None]"
 
 
 class ImageSources:
@@ -139,21 +113,18 @@ class ImageSources:
         ask, reference = self._ask_layers, parse_image_reference(origin.uri.removeprefix("docker://"))
 
         def look() -> None:
-            parts = ask(
-                reference,
-                plain_http_registries=self._plain_http_registries,
-                credentials=credentials,
-                proxies=self._proxies(),
-            )
+            parts = ask(reference, self._access(credentials))
             if parts:
                 answers.append(ExpectedBytes(parts))
 
         threading.Thread(target=look, name="gw-registry", daemon=True).start()
         return lambda: answers[0] if answers else None
 
-    def _proxies(self) -> Proxies:
+    def _access(self, credentials: Credentials | None) -> RegistryAccess:
         proxies = self._options.proxies
-        return proxies.completed(os.environ) if proxies.environment else proxies
+        if proxies.environment:
+            proxies = proxies.completed(os.environ)
+        return RegistryAccess(self._plain_http_registries, credentials, proxies)
 
     def _archive(self, reference: ImageReference) -> Origin | None:
         directory = self._options.archive_dir
@@ -175,12 +146,7 @@ class ImageSources:
         registry = pulled.canonical_registry
         if pulled.scheme == "library":
             return Origin("library", pulled.uri, registry)
-        digest = self._ask_registry(
-            pulled,
-            plain_http_registries=self._plain_http_registries,
-            credentials=self._keyring.find(registry),
-            proxies=self._proxies(),
-        )
+        digest = self._ask_registry(pulled, self._access(self._keyring.find(registry)))
         if digest is None:
             return Origin(pulled.scheme, pulled.uri, registry)
         # Pinned, so that what was looked up is what is pulled.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from girder_worker_singularity.image.reference import DEFAULT_REGISTRY, ImageReference
+from girder_worker_singularity.source.library import is_plain
+from girder_worker_singularity.source.proxies import Proxies
 
 if TYPE_CHECKING:
     import requests
 
     from girder_worker_singularity.source.credentials import Credentials
-    from girder_worker_singularity.source.proxies import Proxies
 
 _ACCEPTED = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 _TIMEOUT_SECONDS = (3.05, 10.0)
@@ -20,31 +22,36 @@ _LARGEST_TOKEN_BYTES = 1024 * 1024
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
+@dataclass(frozen=True)
+class RegistryAccess:
+    """How a registry is asked."""
+
+    plain_http_registries: tuple[str, ...] = ()
+    credentials: Credentials | None = None
+    """Sent only where the registry asks for some."""
+    proxies: Proxies = field(default_factory=Proxies)
+    session: requests.Session | None = None
+    """Instead of a new one."""
+
+
 class RegistryConnection:
     """Asks the registry of one image. Use as a context manager; all calls raise RequestException or ValueError."""
 
-    def __init__(
-        self,
-        reference: ImageReference,
-        *,
-        plain_http_registries: tuple[str, ...],
-        credentials: Credentials | None,
-        proxies: Proxies | None,
-        session: requests.Session | None = None,
-    ) -> None:
+    def __init__(self, reference: ImageReference, access: RegistryAccess) -> None:
         import requests  # noqa: PLC0415 - slow to load; the command line and the settings do without
 
         registry = reference.canonical_registry
-        scheme = "http" if registry in {one.lower() for one in plain_http_registries} else "https"
+        scheme = "http" if is_plain(registry, access.plain_http_registries) else "https"
         host = "registry-1.docker.io" if registry == DEFAULT_REGISTRY else registry
         repository = reference.canonical_repository.removeprefix("oras://").partition("/")[2]
         self._base = f"{scheme}://{host}/v2/{repository}/manifests"
-        self._credentials = credentials
+        self._credentials = access.credentials
         self._headers = {"Accept": _ACCEPTED}
-        self._session = session or requests.Session()
+        self._session = access.session or requests.Session()
         # Or else requests would send what a .netrc says to any registry that a task names.
         self._session.auth = lambda request: request
-        if proxies is not None and proxies.environment:
+        proxies = access.proxies
+        if proxies.environment:
             self._session.trust_env = False
             if not requests.utils.should_bypass_proxies(self._base, proxies.without):
                 self._session.proxies = {"http": proxies.http, "https": proxies.https}

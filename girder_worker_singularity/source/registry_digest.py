@@ -17,32 +17,21 @@ if TYPE_CHECKING:
     import requests
 
     from girder_worker_singularity.image.reference import ImageReference
-    from girder_worker_singularity.source.credentials import Credentials
-    from girder_worker_singularity.source.proxies import Proxies
+    from girder_worker_singularity.source.registry_connection import RegistryAccess
 
 _DEADLINE_SECONDS = 30.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def registry_digest(
-    reference: ImageReference,
-    *,
-    plain_http_registries: tuple[str, ...] = (),
-    credentials: Credentials | None = None,
-    proxies: Proxies | None = None,
-    session: requests.Session | None = None,
-) -> str | None:
-    """`sha256:...` of what the registry serves for this image now; None if that is not known.
-
-    The credentials are sent only where the registry asks for some.
-    """
+def registry_digest(reference: ImageReference, access: RegistryAccess) -> str | None:
+    """`sha256:...` of what the registry serves for this image now; None if that is not known."""
     if reference.digest:
         return reference.digest
     found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def look() -> None:
         try:
-            found.put(_look(reference, plain_http_registries, credentials, proxies, session))
+            found.put(_look(reference, access))
         except BaseException:
             found.put(None)
             raise
@@ -56,23 +45,11 @@ def registry_digest(
         return None
 
 
-def _look(
-    reference: ImageReference,
-    plain_http_registries: tuple[str, ...],
-    credentials: Credentials | None,
-    proxies: Proxies | None,
-    session: requests.Session | None,
-) -> str | None:
+def _look(reference: ImageReference, access: RegistryAccess) -> str | None:
     import requests  # noqa: PLC0415 - slow to load; the command line and the settings do without
 
     try:
-        with RegistryConnection(
-            reference,
-            plain_http_registries=plain_http_registries,
-            credentials=credentials,
-            proxies=proxies,
-            session=session,
-        ) as registry:
+        with RegistryConnection(reference, access) as registry:
             return _digest(registry.manifest(reference.tag or "latest", method="HEAD"))
     except (requests.RequestException, ValueError):
         return None

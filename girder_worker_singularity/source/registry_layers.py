@@ -15,11 +15,8 @@ from girder_worker_singularity.source.registry_connection import RegistryConnect
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import requests
-
     from girder_worker_singularity.image.reference import ImageReference
-    from girder_worker_singularity.source.credentials import Credentials
-    from girder_worker_singularity.source.proxies import Proxies
+    from girder_worker_singularity.source.registry_connection import RegistryAccess
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +25,7 @@ _LARGEST_MANIFEST_BYTES = 4 * 1024 * 1024
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def registry_layers(
-    reference: ImageReference,
-    *,
-    plain_http_registries: tuple[str, ...] = (),
-    credentials: Credentials | None = None,
-    proxies: Proxies | None = None,
-    session: requests.Session | None = None,
-) -> Mapping[str, int] | None:
+def registry_layers(reference: ImageReference, access: RegistryAccess) -> Mapping[str, int] | None:
     """Digest → bytes of all that a pull of this image fetches for this machine; None if that is not known.
 
     May take as long as the registry likes: call it where nobody waits.
@@ -44,13 +34,7 @@ def registry_layers(
 
     for attempt in range(_ATTEMPTS):
         try:
-            with RegistryConnection(
-                reference,
-                plain_http_registries=plain_http_registries,
-                credentials=credentials,
-                proxies=proxies,
-                session=session,
-            ) as registry:
+            with RegistryConnection(reference, access) as registry:
                 manifest = _manifest(registry, reference.digest or reference.tag or "latest")
                 chosen = _digest_for_here(manifest)
                 return sizes_in(_manifest(registry, chosen) if chosen is not None else manifest)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from girder_worker_singularity.errors import (
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.source.credentials import Credentials
+from girder_worker_singularity.source.registry_connection import RegistryAccess
 from girder_worker_singularity.source.registry_digest import registry_digest
 from tests.integration.apptainer.conftest import make_store
 from tests.support.images import build_and_push_image
@@ -304,9 +306,10 @@ def test_a_locked_registry_opens_to_a_credentials_file(locked_registry, tmp_path
     )
     assert store.ensure(image).converted
     reference = parse_image_reference(image)
-    assert registry_digest(reference, plain_http_registries=(locked_registry,)) is None
+    access = RegistryAccess((locked_registry,))
+    assert registry_digest(reference, access) is None
     me = Credentials("reader", "letmein")
-    assert registry_digest(reference, plain_http_registries=(locked_registry,), credentials=me) is not None
+    assert registry_digest(reference, replace(access, credentials=me)) is not None
 
 
 def test_a_store_without_write_permission_is_named_before_anything_is_pulled(registry, tmp_path, show_image):

@@ -43,7 +43,7 @@ class World:
             ask_engine=self.ask_engine,
         )
 
-    def ask_registry(self, reference, **_how):
+    def ask_registry(self, reference, _access):
         self.asked.append(str(reference))
         return self.registry.get(str(reference))
 

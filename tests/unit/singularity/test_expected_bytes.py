@@ -23,7 +23,7 @@ def sources(tmp_path, **asks):
         tmp_path,
         FakeCommandRunner(),
         SourceOptions(places=("docker-daemon", "registry")),
-        **{"ask_registry": lambda *_, **__: DIGEST, "ask_engine": lambda _: None, **asks},
+        **{"ask_registry": lambda *_: DIGEST, "ask_engine": lambda _: None, **asks},
     )
 
 
@@ -31,8 +31,8 @@ def sources(tmp_path, **asks):
 def test_a_registry_is_asked_beside_the_conversion(tmp_path, image):
     asked, may_answer = [], threading.Event()
 
-    def layers(reference, **how):
-        asked.append((reference, how["credentials"]))
+    def layers(reference, access):
+        asked.append((reference, access.credentials))
         assert may_answer.wait(10)
         return {"sha256:a": 7}
 

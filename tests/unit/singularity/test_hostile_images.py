@@ -32,6 +32,7 @@ from girder_worker_singularity.sif.file import read_sif
 from girder_worker_singularity.sif.shelf import Sif
 from girder_worker_singularity.sif.store import SifStore, StoreOptions
 from girder_worker_singularity.source.image_sources import SourceOptions
+from girder_worker_singularity.source.registry_connection import RegistryAccess
 from girder_worker_singularity.source.registry_digest import registry_digest
 from girder_worker_singularity.testing import FakeAnswer, FakeCommandRunner
 from tests.support.sif_files import FakeApptainer, sif_bytes
@@ -46,7 +47,7 @@ def store(root, apptainer, **options):
         apptainer.runner(),
         SystemClock(),
         StoreOptions(minimum_free_bytes=0, **options),
-        ask_registry=lambda _reference, **_: None,
+        ask_registry=lambda _reference, _access: None,
         ask_engine=lambda _reference: None,
     )
 
@@ -142,7 +143,7 @@ def test_a_registry_that_never_ends_its_answer_is_waited_for_only_so_long(monkey
         go_on.wait(20)
         return 200, {"Docker-Content-Digest": DIGEST}
 
-    assert registry_digest(VICTIM, session=Web(answer).session()) is None
+    assert registry_digest(VICTIM, RegistryAccess(session=Web(answer).session())) is None
     go_on.set()
 
 
@@ -153,7 +154,7 @@ def test_no_netrc_is_sent_to_a_registry(tmp_path, monkeypatch):
     web = Web(lambda _request: (200, {"Docker-Content-Digest": DIGEST}))
     session = web.session()
     session.trust_env = True
-    assert registry_digest(VICTIM, session=session) == DIGEST
+    assert registry_digest(VICTIM, RegistryAccess(session=session)) == DIGEST
     assert "Authorization" not in web.seen[0].headers
 
 

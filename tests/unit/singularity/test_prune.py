@@ -112,7 +112,7 @@ class Shelf:
             FakeApptainer().runner(),
             self.clock,
             StoreOptions(ConvertOptions(tmp_dir=tmp_path / "build"), minimum_free_bytes=0),
-            ask_registry=lambda *_, **__: DIGEST,
+            ask_registry=lambda *_: DIGEST,
             ask_engine=lambda _: None,
         )
 

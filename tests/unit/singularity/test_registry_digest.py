@@ -9,6 +9,7 @@ from requests.adapters import BaseAdapter
 from girder_worker_singularity.image.reference import parse_image_reference
 from girder_worker_singularity.source.credentials import Credentials
 from girder_worker_singularity.source.proxies import Proxies
+from girder_worker_singularity.source.registry_connection import RegistryAccess
 from girder_worker_singularity.source.registry_digest import registry_digest
 
 DIGEST = "sha256:" + "ab" * 32
@@ -55,7 +56,7 @@ class Web(BaseAdapter):
 
 def ask(answer, image=IMAGE, **options):
     web = Web(answer)
-    return registry_digest(image, session=web.session(), **options), web.seen
+    return registry_digest(image, RegistryAccess(session=web.session(), **options)), web.seen
 
 
 def test_the_digest_is_what_the_registry_says():
@@ -123,9 +124,10 @@ def test_proxies_are_used_but_for_the_hosts_without():
     proxies = Proxies("http://p:1", "http://p:2", "registry.example")
     web = Web(lambda _: FOUND)
     session = web.session()
-    registry_digest(IMAGE, session=session, proxies=proxies)
+    access = RegistryAccess(session=session, proxies=proxies)
+    registry_digest(IMAGE, access)
     assert session.proxies == {}
-    registry_digest(parse_image_reference("other.example/a"), session=session, proxies=proxies)
+    registry_digest(parse_image_reference("other.example/a"), access)
     assert session.proxies == {"http": "http://p:1", "https": "http://p:2"}
 
 

@@ -6,6 +6,7 @@ import pytest
 import requests
 
 from girder_worker_singularity.image.reference import parse_image_reference
+from girder_worker_singularity.source.registry_connection import RegistryAccess
 from girder_worker_singularity.source.registry_layers import registry_layers
 from tests.unit.singularity.test_registry_digest import BEARER, DIGEST, ME, Web
 
@@ -21,7 +22,7 @@ SIZES = {"sha256:c": 5, "sha256:a": 100, "sha256:b": 50}
 
 def ask(answer, image=IMAGE, **options):
     web = Web(answer)
-    return registry_layers(image, session=web.session(), **options), web.seen
+    return registry_layers(image, RegistryAccess(session=web.session(), **options)), web.seen
 
 
 def test_the_parts_of_an_image_have_the_sizes_of_its_manifest():

@@ -88,7 +88,7 @@ class Bench:
             self.runner,
             self.clock,
             options,
-            ask_registry=lambda *_, **__: "sha256:" + "ab" * 32,
+            ask_registry=lambda *_: "sha256:" + "ab" * 32,
             ask_engine=lambda _: None,
         )
         self.news = []

@@ -136,7 +136,7 @@ class Shelf:
             FakeApptainer().runner(),
             self.clock,
             options,
-            ask_registry=lambda *_, **__: None,
+            ask_registry=lambda *_: None,
             ask_engine=lambda _: None,
         )
         self.used, self.idle = self.store.ensure("used:1").path, self.store.ensure("idle:1").path

@@ -63,7 +63,7 @@ def desk(tmp_path, monkeypatch):
         apptainer.runner(),
         clock,
         options,
-        ask_registry=lambda *_, **__: None,
+        ask_registry=lambda *_: None,
         ask_engine=lambda _: None,
     )
     site = SingularitySite(store, apptainer.runner(), clock, "apptainer")
