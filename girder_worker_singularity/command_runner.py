@@ -1,8 +1,8 @@
 """Running programs: the only module of both packages that starts processes.
 
 There is never a shell, always a time limit (but for what a person watches, `run_in_foreground`), and what is kept of
-the output is bounded. Who runs a program
-elsewhere (over SSH, as another user) wraps a CommandRunner and changes only the argv.
+the output is bounded. What happens to a program that runs is in `supervision.py`. Who runs a program elsewhere (over
+SSH, as another user) wraps a CommandRunner and changes only the argv.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import select
-import selectors
 import signal
 import subprocess
 import tempfile
@@ -20,6 +19,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from girder_worker_singularity.clock import Clock, SystemClock
 from girder_worker_singularity.program_output import KeptOutput, Lines
+from girder_worker_singularity.supervision import (
+    CHUNK_BYTES,
+    LINGER_SECONDS,
+    StatusLost,
+    Supervision,
+    kill_session,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,10 +34,6 @@ if TYPE_CHECKING:
 OUTPUT_LIMIT_BYTES = 1024 * 1024
 """How much of the beginning, and of the end, of each output is kept."""
 
-_CHUNK_BYTES = 64 * 1024
-_GRACE_SECONDS = 5.0  # between TERM and KILL
-_LINGER_SECONDS = 1.0  # how long output is awaited after the program's end, see _Supervision.watch
-_TICK_SECONDS = 0.2
 _PIPE_BYTES = 1024 * 1024
 #: Of these starting a program may fail now and work in a moment.
 _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -155,7 +157,7 @@ class LocalCommandRunner:
         """How the program ended, once it has; see CommandRunner."""
         stdout, stderr = KeptOutput(self._output_limit_bytes), KeptOutput(self._output_limit_bytes)
         with self._started(argv, env=env, cwd=cwd, with_stdin=stdin is not None) as process:
-            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
+            watched = Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
             returncode = watched.watch(
                 {process.stdout: stdout.add, process.stderr: stderr.add},
                 stdin=stdin.encode() if stdin is not None else b"",
@@ -190,7 +192,7 @@ class LocalCommandRunner:
             lines.add(chunk)
 
         with self._started(argv, env=env, cwd=cwd, with_stdin=False, merge=True) as process:
-            watched = _Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
+            watched = Supervision(process, self._clock, timeout_seconds, should_stop=should_stop)
             returncode = watched.watch({process.stdout: take}, stdin=b"")
         lines.finish()
         if watched.stopped:
@@ -230,8 +232,10 @@ class LocalCommandRunner:
             raise kind(f"Cannot run {argv[0]!r}: {error.strerror}.") from error
         try:
             yield process
-        except BaseException:
-            _kill_session(process)
+        except BaseException as error:
+            kill_session(process)
+            if isinstance(error, StatusLost):
+                raise CommandError(str(error)) from error
             raise
         finally:
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -240,7 +244,7 @@ class LocalCommandRunner:
                         pipe.close()
             # Not forever: a program in an uninterruptible wait (a dead network mount) outlives even KILL.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=_LINGER_SECONDS)
+                process.wait(timeout=LINGER_SECONDS)
 
 
 class Conversation:
@@ -294,7 +298,7 @@ class Conversation:
     def last_words(self) -> str:
         """The end of what it wrote to its standard error."""
         size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - _CHUNK_BYTES))
+        self._errors.seek(max(0, size - CHUNK_BYTES))
         return self._errors.read().decode("utf-8", errors="replace").strip()
 
     def close(self) -> None:
@@ -304,11 +308,11 @@ class Conversation:
                 with contextlib.suppress(OSError):
                     pipe.close()
         try:
-            self._process.wait(timeout=_LINGER_SECONDS)
+            self._process.wait(timeout=LINGER_SECONDS)
         except subprocess.TimeoutExpired:
-            _kill_session(self._process)
+            kill_session(self._process)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_LINGER_SECONDS)
+                self._process.wait(timeout=LINGER_SECONDS)
         self._errors.close()
 
 
@@ -340,168 +344,9 @@ def run_in_foreground(argv: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-class _Supervision:
-    """One running program: feeds it, drains it, and ends it in time."""
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        clock: Clock,
-        timeout_seconds: float,
-        *,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self._process = process
-        self._clock = clock
-        self._deadline = clock.monotonic() + timeout_seconds
-        self._should_stop = should_stop
-        self.stopped = False
-
-    def watch(self, sinks: Mapping[object, Callable[[bytes], None]], *, stdin: bytes) -> int | None:
-        """The program's return code, or None if it had to be killed."""
-        with selectors.DefaultSelector() as selector:
-            for pipe, sink in sinks.items():
-                self._register(selector, pipe, selectors.EVENT_READ, sink)
-            pending = memoryview(stdin)
-            if self._process.stdin is not None:
-                self._register(selector, self._process.stdin, selectors.EVENT_WRITE, None)
-            exit_watch = _open_pidfd(self._process.pid)
-            if exit_watch is not None:
-                selector.register(exit_watch, selectors.EVENT_READ)
-            try:
-                return self._loop(selector, pending, exit_watch)
-            finally:
-                if exit_watch is not None:
-                    os.close(exit_watch)
-
-    @staticmethod
-    def _register(
-        selector: selectors.BaseSelector, pipe: object, events: int, sink: Callable[[bytes], None] | None
-    ) -> None:
-        descriptor = pipe.fileno()  # type: ignore[attr-defined]  # every pipe of a Popen has one
-        os.set_blocking(descriptor, False)
-        selector.register(descriptor, events, sink)
-
-    def _loop(
-        self, selector: selectors.BaseSelector, pending: memoryview, exit_watch: int | None
-    ) -> int | None:
-        kill_at: float | None = None
-        while True:
-            returncode = _exit_status(self._process)
-            if returncode is not None:
-                if kill_at is not None:
-                    _kill_session(self._process)
-                self._drain(selector, exit_watch)
-                return None if kill_at is not None else returncode
-            now = self._clock.monotonic()
-            if kill_at is None and self._time_is_up(now):
-                _kill_group(self._process, signal.SIGTERM)
-                kill_at = now + _GRACE_SECONDS
-            elif kill_at is not None and now >= kill_at:
-                _kill_session(self._process)
-                if now >= kill_at + _GRACE_SECONDS:
-                    return None
-            wait_seconds = _TICK_SECONDS if kill_at is not None else min(_TICK_SECONDS, self._deadline - now)
-            pending = self._exchange(selector, pending, max(0.0, wait_seconds))
-
-    def _time_is_up(self, now: float) -> bool:
-        if self._should_stop is not None and self._should_stop():
-            self.stopped = True
-        return self.stopped or now >= self._deadline
-
-    def _exchange(
-        self, selector: selectors.BaseSelector, pending: memoryview, wait_seconds: float
-    ) -> memoryview:
-        if not selector.get_map():  # every pipe was closed early and the kernel has no pidfd
-            self._clock.sleep(min(wait_seconds, 0.02))
-            return pending
-        for key, events in selector.select(wait_seconds):
-            if events & selectors.EVENT_WRITE:
-                pending = self._feed(selector, key.fd, pending)
-            elif key.data is not None:
-                _read(selector, key.fd, key.data)
-        return pending
-
-    def _feed(self, selector: selectors.BaseSelector, descriptor: int, pending: memoryview) -> memoryview:
-        try:
-            pending = pending[os.write(descriptor, pending[:_CHUNK_BYTES]) :] if pending else pending
-        except BlockingIOError:
-            return pending
-        except BrokenPipeError:  # the program does not want to read it all
-            pending = pending[:0]
-        if not pending and self._process.stdin is not None:
-            selector.unregister(descriptor)
-            self._process.stdin.close()
-        return pending
-
-    def _drain(self, selector: selectors.BaseSelector, exit_watch: int | None) -> None:
-        # A background child (an SSH control master, say) may hold the pipes open for hours: after the
-        # program's own end its output is awaited only for a moment.
-        if exit_watch is not None:
-            selector.unregister(exit_watch)
-        for key in list(selector.get_map().values()):
-            if key.events & selectors.EVENT_WRITE:
-                selector.unregister(key.fd)
-        until = self._clock.monotonic() + _LINGER_SECONDS
-        while selector.get_map() and self._clock.monotonic() < until:
-            for key, _events in selector.select(0.05):
-                _read(selector, key.fd, key.data)
-
-
 def _await(descriptor: int, event: int, timeout_seconds: float) -> None:
     poll = select.poll()
     poll.register(descriptor, event)
     if not poll.poll(timeout_seconds * 1000):
         msg = f"The program did not answer within {timeout_seconds:g} s."
         raise TimeoutError(errno.ETIMEDOUT, msg)
-
-
-def _read(selector: selectors.BaseSelector, descriptor: int, sink: Callable[[bytes], None]) -> None:
-    try:
-        chunk = os.read(descriptor, _CHUNK_BYTES)
-    except BlockingIOError:
-        return
-    if chunk:
-        sink(chunk)
-    else:
-        selector.unregister(descriptor)
-
-
-def _open_pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # kernels before 5.3: the exit is seen at the next tick
-        return None
-
-
-def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
-    """The return code once the program has ended; it is not reaped, so its process group is still ours."""
-    try:
-        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError as error:
-        # Somebody else waited for it (SIGCHLD ignored, waitpid(-1)); Popen would report success here.
-        raise CommandError(f"The exit status of {process.args!r} was lost to another waiter.") from error
-    if ended is None:
-        return None
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-
-def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if process.returncode is None:  # reaped means that the number may belong to somebody else
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kills the program, and what it started in process groups of their own.
-
-    Apptainer does so with squashfuse, which otherwise outlives it and keeps the SIF open (seen: 1.4.5).
-    """
-    if process.returncode is not None:
-        return
-    _kill_group(process, signal.SIGKILL)
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-                if os.getsid(int(name)) == process.pid:
-                    os.kill(int(name), signal.SIGKILL)
