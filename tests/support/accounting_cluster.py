@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.girder_site import wait_until
+from tests.support.self_undoing import SelfUndoing
 from tests.support.services import end, free_ports, listens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from tests.support.stack import Stack
 
@@ -82,7 +82,7 @@ StorageLoc=slurm_acct_db
 
 
 @dataclass
-class AccountingCluster:
+class AccountingCluster(SelfUndoing):
     """The cluster. Use as a context manager; `sacctmgr` fills it."""
 
     stack: Stack
@@ -104,24 +104,11 @@ class AccountingCluster:
         """Makes Slurm's commands speak to this cluster."""
         return {"SLURM_CONF": str(self.conf)}
 
-    def __enter__(self) -> AccountingCluster:  # noqa: PYI034 - Self came with Python 3.11
+    def _make(self, undo: contextlib.ExitStack) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="accounts-", dir="/var/tmp"))
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Whatever failed, its processes end.
-        with contextlib.suppress(subprocess.SubprocessError, OSError, AssertionError):
-            self._end_jobs()
-        for process in reversed(self._processes):
-            end(process, seconds=20)
-        shutil.rmtree(self.base, ignore_errors=True)
+        undo.callback(shutil.rmtree, self.base, ignore_errors=True)
+        undo.callback(self._end)
+        self._start()
 
     def run(self, *argv: str, user: bool = True) -> str:
         """What a Slurm command prints, asked by the job user or by root."""
@@ -227,6 +214,13 @@ class AccountingCluster:
             seconds=60,
             give_up=lambda: "" if process.poll() is None else log.read_text(errors="replace")[-2000:],
         )
+
+    def _end(self) -> None:
+        # Whatever failed, its processes end.
+        with contextlib.suppress(subprocess.SubprocessError, OSError, AssertionError):
+            self._end_jobs()
+        for process in reversed(self._processes):
+            end(process, seconds=20)
 
     def _end_jobs(self) -> None:
         for state in ("PENDING", "RUNNING"):

@@ -23,8 +23,8 @@ import psutil
 from tests.support.docker_engine import DockerEngine
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Sequence
-    from types import TracebackType
 
 # Engines share chains of the firewall and the name docker0: only one at a time.
 _LOCK = Path("/run/lock/girder-slurm-test-engine")
@@ -42,42 +42,22 @@ class ContainerHost(DockerEngine):
     compose: Path = Path()
     unshared: ClassVar[Sequence[str]] = ()
     options: Sequence[str] = field(default=(), init=False)
-    _lock: TextIO | None = None
 
-    def __enter__(self) -> ContainerHost:  # noqa: PYI034 - Self came with Python 3.11
+    def _make(self, undo: contextlib.ExitStack) -> None:
         self.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.directory = self.parent
-        self._lock = _only_engine()
-        try:
-            self._undo_network()  # of a session that was killed
-            _assert_no_other_engine()
-            self._note_network()
-            self.options = (f"--cgroup-parent=/{self._cgroup}",)
-            self._link_compose()
-            self._start()
-            self.clear()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self.process is not None:
-                with suppress(docker.errors.DockerException, OSError):
-                    self.clear()
-            self.kill()
-        finally:
-            self._undo_network()
-            self._remove_cgroups()
-            for name in ("exec", "docker.sock", "dockerd.pid"):
-                path = self.directory / name
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+        undo.enter_context(_only_engine())
+        undo.callback(self._remove_what_ran)
+        undo.callback(self._undo_network)
+        self._undo_network()  # of a session that was killed
+        _assert_no_other_engine()
+        self._note_network()
+        self.options = (f"--cgroup-parent=/{self._cgroup}",)
+        self._link_compose()
+        undo.callback(self.kill)
+        self._start()
+        self.clear()
+        undo.callback(self._clear_at_the_end)
 
     def environment(self) -> dict[str, str]:
         """What `docker` and `docker compose` need to speak to this engine, and nothing of the caller's."""
@@ -102,6 +82,16 @@ class ContainerHost(DockerEngine):
             client.images.prune(filters={"dangling": True})
         finally:
             client.close()
+
+    def _clear_at_the_end(self) -> None:
+        with suppress(docker.errors.DockerException, OSError):
+            self.clear()
+
+    def _remove_what_ran(self) -> None:
+        self._remove_cgroups()
+        for name in ("exec", "docker.sock", "dockerd.pid"):
+            path = self.directory / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @property
     def _docker_config(self) -> Path:

@@ -16,10 +16,11 @@ import docker
 import docker.errors
 
 from tests.support.images import build_oci_layout
+from tests.support.self_undoing import SelfUndoing
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
 # Not the caller's PATH: that may lack sbin, or have another engine's programs in front.
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -40,7 +41,7 @@ exec dockerd "$@"
 
 
 @dataclass
-class DockerEngine:
+class DockerEngine(SelfUndoing):
     """A dockerd below one new directory, whose socket one group may use. Use as a context manager."""
 
     parent: Path
@@ -59,21 +60,12 @@ class DockerEngine:
         """What DOCKER_HOST says."""
         return f"unix://{self.directory}/docker.sock"
 
-    def __enter__(self) -> DockerEngine:  # noqa: PYI034 - Self came with Python 3.11
+    def _make(self, undo: contextlib.ExitStack) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="engine-", dir=self.parent))
-        try:
-            self.directory.chmod(0o711)
-            self._start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-        shutil.rmtree(self.directory)
+        undo.callback(shutil.rmtree, self.directory)
+        self.directory.chmod(0o711)
+        undo.callback(self.kill)
+        self._start()
 
     def load(self, name: str, text: str) -> str:
         """Gives the engine an image whose program says this text; the answer is the image's name."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from tests.support.self_undoing import SelfUndoing
 
+if TYPE_CHECKING:
     from tests.support.stack import Stack
 
 PROGRAM = Path(sys.executable).with_name("girder-slurm-files")
 
 
 @dataclass
-class UnixUsers:
+class UnixUsers(SelfUndoing):
     """Two users whom the worker may run jobs as, and one whom it may not. Use as a context manager."""
 
     stack: Stack
@@ -29,8 +30,6 @@ class UnixUsers:
     bob: str = ""
     eve: str = ""
     """Not in sudoers."""
-    _made: list[str] = field(default_factory=list)
-    _sudoers: Path = Path()
 
     @property
     def run_root(self) -> str:
@@ -63,39 +62,28 @@ class UnixUsers:
             raise AssertionError(msg)
         return done.stdout
 
-    def __enter__(self) -> UnixUsers:  # noqa: PYI034 - Self came with Python 3.11
+    def _make(self, undo: contextlib.ExitStack) -> None:
         name = uuid.uuid4().hex[:6]
         self.base = Path(tempfile.mkdtemp(prefix="unix-users-", dir="/var/tmp"))
-        self._sudoers = Path(f"/etc/sudoers.d/girder-slurm-tests-{name}")
-        try:
-            self.ada, self.bob, self.eve = (self._make(f"gw{who}{name}") for who in ("ada", "bob", "eve"))
-            self.base.chmod(0o755)
-            (self.base / "runs").mkdir()
-            (self.base / "runs").chmod(0o1777)
-            self.sif.mkdir(mode=0o755)
-            shutil.chown(self.sif, self.stack.user, self.stack.user)
-            commands = ", ".join((*(str(shutil.which(name)) for name in ("sbatch", "scancel")), str(PROGRAM)))
-            line = f"{self.stack.user} ALL=({self.ada},{self.bob}) NOPASSWD:SETENV: {commands}\n"
-            self._sudoers.write_text(line, encoding="ascii")
-            self._sudoers.chmod(0o440)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        undo.callback(shutil.rmtree, self.base, ignore_errors=True)
+        self.ada, self.bob, self.eve = (_make_user(f"gw{who}{name}", undo) for who in ("ada", "bob", "eve"))
+        self.base.chmod(0o755)
+        (self.base / "runs").mkdir()
+        (self.base / "runs").chmod(0o1777)
+        self.sif.mkdir(mode=0o755)
+        shutil.chown(self.sif, self.stack.user, self.stack.user)
+        commands = ", ".join((*(str(shutil.which(name)) for name in ("sbatch", "scancel")), str(PROGRAM)))
+        line = f"{self.stack.user} ALL=({self.ada},{self.bob}) NOPASSWD:SETENV: {commands}\n"
+        sudoers = Path(f"/etc/sudoers.d/girder-slurm-tests-{name}")
+        undo.callback(sudoers.unlink, missing_ok=True)
+        sudoers.write_text(line, encoding="ascii")
+        sudoers.chmod(0o440)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._sudoers.unlink(missing_ok=True)
-        for user in self._made:
-            subprocess.run(
-                ["userdel", "--force", "--remove", user], check=False, capture_output=True, timeout=60
-            )
-        shutil.rmtree(self.base, ignore_errors=True)
 
-    def _make(self, user: str) -> str:
-        subprocess.run(
-            ["useradd", "--create-home", "--user-group", user], check=True, capture_output=True, timeout=60
-        )
-        self._made.append(user)
-        return user
+def _make_user(user: str, undo: contextlib.ExitStack) -> str:
+    subprocess.run(
+        ["useradd", "--create-home", "--user-group", user], check=True, capture_output=True, timeout=60
+    )
+    remove = ["userdel", "--force", "--remove", user]
+    undo.callback(subprocess.run, remove, check=False, capture_output=True, timeout=60)
+    return user
