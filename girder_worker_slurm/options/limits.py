@@ -42,7 +42,7 @@ _MAY_SPREAD = (_TASKS | _GPUS | {"ntasks-per-gpu", "ntasks-per-core", "ntasks-pe
 _WHOLE_NODES = ("exclusive", "core-spec", "thread-spec")
 _SHARED = ("user", "mcs")
 #: Options that leave threads of cores idle, which are the job's all the same (seen: 22.05.8); and values that do not.
-_OF_CORES = ("hint", "threads-per-core", "ntasks-per-core")
+_OF_CORES = ("hint", "threads-per-core", "ntasks-per-core", "extra-node-info")
 _WITH_ALL_THREADS = ("multithread",)
 #: Of a core, on all but a few kinds of processors.
 _THREADS = 2
@@ -182,6 +182,8 @@ def _has_idle_threads(said: Mapping[str, str]) -> bool:
         said.get("hint", "multithread").lower() not in _WITH_ALL_THREADS
         or _number(said, "threads-per-core") == 1
         or _number(said, "ntasks-per-core") == 1
+        # `sockets:cores:threads` is three options in one (sbatch(1)).
+        or any(_number({"": part}, "") == 1 for part in said.get("extra-node-info", "").split(":")[2:])
     )
 
 
@@ -196,6 +198,8 @@ def _memory(
         for name, value in {**said, **per_node}.items()
         if name not in ("nodes", "ntasks-per-node", "hint", "threads-per-core")
     }
+    if "extra-node-info" in said:
+        one_node["extra-node-info"] = ":".join(said["extra-node-info"].split(":")[:2])
     tasks = _tasks(one_node)
     gpus = _gpus(one_node, tasks)
     processors = _processors(one_node, tasks, gpus, by_tasks, by_gpus)

@@ -24,6 +24,8 @@ def asked(**options):
         {"ntasks_per_node": "8", "nodes": "2"}, {"constraint": "big"},
         {"cpus_per_task": "8", "hint": "nomultithread"}, {"cpus_per_task": "16", "hint": "multithread"},
         {"cpus_per_task": "16", "threads_per_core": "2"}, {"mem_per_cpu": "5G", "cpus_per_task": "8", "hint": "compute_bound"},
+        {"extra_node_info": "2:8"}, {"extra_node_info": "2:4:2"}, {"extra_node_info": "1:8:1"}, {"extra_node_info": "1:8:*"},
+        {"mem_per_cpu": "8G", "extra_node_info": "1:8:1"},
     ],
 )  # fmt: skip
 def test_up_to_the_limit_a_job_may_ask(options):
@@ -48,6 +50,9 @@ def test_up_to_the_limit_a_job_may_ask(options):
         ({"ntasks": "9", "ntasks_per_core": "1"}, "18 processors"),
         ({"cpus_per_task": "9", "threads_per_core": "01"}, "18 processors"),
         ({"ntasks": "9", "ntasks_per_core": "01"}, "18 processors"),
+        ({"extra_node_info": "1:9:1"}, "18 processors"),
+        ({"cpus_per_task": "9", "extra_node_info": "1:1:01"}, "18 processors"),
+        ({"mem_per_cpu": "8G", "extra_node_info": "1:9:1"}, "MiB of memory"),
         ({"mem_per_cpu": "5G", "ntasks": "7", "ntasks_per_core": "1"}, "MiB of memory"),
         ({"gres": "gpu:3"}, "3 GPUs"),
         ({"gpus_per_node": "2", "nodes": "2"}, "4 GPUs"),
