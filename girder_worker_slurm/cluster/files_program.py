@@ -93,7 +93,7 @@ class FilesServer:
             "size": self._size,
             "claim": lambda head, _: (self._runs.claim(_name(head, "token"), str(head["why"])), b""),
             "claimed": self._claimed,
-            "spool": lambda _head, _: (self._runs.spooled(), b""),
+            "spool": lambda head, _: (self._runs.spooled(anew=head.get("anew") is True), b""),
             "events": self._events,
             "kept_events": lambda head, _: (_events(self._runs.kept_events(_name(head, "token"))), b""),
             "keep": self._keep,

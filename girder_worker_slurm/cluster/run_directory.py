@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 _EVENT_LIMIT_BYTES = 64 * 1024
 
 
+def ask_anew(directory: Path) -> None:
+    """Has a network mount ask its server what is in a directory, instead of answering from memory for half a minute.
+
+    It does where the directory was changed on this side, as by setting its times (seen: sshfs 3.7; NFS is made alike).
+    Raises FileNotFoundError where there is none, whatever the mount remembers.
+    """
+    try:
+        os.utime(directory)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # Read-only, or another's: then what the mount remembers has to do.
+        pass
+
+
 class RunDirectories:
     """`RunFiles` of a jobs root whose jobs are the worker's own Unix user."""
 
@@ -86,10 +101,14 @@ class RunDirectories:
         del check
         return self.path(token)
 
-    def size(self, path: Path) -> int:
+    def size(self, path: Path, *, anew: bool = True) -> int:
         """How long a log is, in bytes; 0 while it cannot be read."""
         try:
-            return path.stat().st_size
+            if not anew:
+                return path.stat().st_size
+            # Opened, as below: `stat` a network mount answers from memory.
+            with path.open("rb") as handle:
+                return os.fstat(handle.fileno()).st_size
         except OSError:
             return 0
 
@@ -133,19 +152,26 @@ class RunDirectories:
         return str(claim.get("slurm_job_id", "")) if claim.get("by") == "job" else ""
 
     def _claim(self, token: str) -> dict[str, Any]:
+        path = self.path(token) / "claim"
         try:
-            content = json.loads((self.path(token) / "claim").read_text(encoding="utf-8"))
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                # NFS remembers for a while that it was not there, too.
+                ask_anew(path.parent)
+                text = path.read_text(encoding="utf-8")
+            content = json.loads(text)
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def events(self, is_wanted: Callable[[str], bool] | None = None) -> list[JobEvent]:
+    def events(self, is_wanted: Callable[[str], bool] | None = None, *, anew: bool = False) -> list[JobEvent]:
         """The complete events in the spool, of the tokens that are wanted.
 
         Files that are not events, or not this user's, are left alone.
         """
         events = []
-        names = self.spooled()
+        names = self.spooled(anew=anew)
         if is_wanted is not None:
             names = [name for name in names if is_wanted(name.partition(".")[0])]
         for name in sorted(names):
@@ -155,9 +181,11 @@ class RunDirectories:
                 events.append(event)
         return events
 
-    def spooled(self) -> list[str]:
+    def spooled(self, *, anew: bool = False) -> list[str]:
         """The names of all files in the spool that may be events; each begins with a token and a dot."""
         try:
+            if anew:
+                ask_anew(self.spool)
             with os.scandir(self.spool) as entries:
                 return [
                     entry.name for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")
@@ -166,7 +194,13 @@ class RunDirectories:
             # Tidied away: without it no job can say how it ended. (A file system that is not mounted has neither of the two.)
             if not self.root.is_dir():
                 raise
-            self.spool.mkdir(mode=0o700, exist_ok=True)
+            # Renamed to its place, since `mkdir` fails where a mount remembers that it is there.
+            draft = self.root.with_name(f".spool-{uuid.uuid4().hex}")
+            draft.mkdir(mode=0o700)
+            try:
+                draft.rename(self.spool)
+            except OSError:
+                draft.rmdir()  # somebody else was faster
             return []
 
     def kept_events(self, token: str) -> list[JobEvent]:

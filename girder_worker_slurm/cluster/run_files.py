@@ -73,8 +73,11 @@ class RunFiles(Protocol):
     def outputs_place(self, token: str, check: Callable[[], None]) -> Path:
         """A directory with `volume`, as the job left it, and `job.slurm`, as old as it is there, both the worker's to read."""
 
-    def size(self, path: Path) -> int:
-        """How long a log is, in bytes; 0 while it cannot be read."""
+    def size(self, path: Path, *, anew: bool = True) -> int:
+        """How long a log is, in bytes; 0 while it cannot be read.
+
+        Without `anew` it may be what a network mount remembers, for which it asks nobody.
+        """
 
     def read_at(self, path: Path, start: int, length: int) -> bytes:
         """A piece of a log; empty while it cannot be read."""
@@ -94,10 +97,11 @@ class RunFiles(Protocol):
     def claimant(self, token: str) -> str:
         """The Slurm job id of the job that has the claim; empty if none has."""
 
-    def events(self, is_wanted: Callable[[str], bool] | None = None) -> list[JobEvent]:
+    def events(self, is_wanted: Callable[[str], bool] | None = None, *, anew: bool = False) -> list[JobEvent]:
         """The complete events in the spool, of the tokens that are wanted.
 
-        Files that are not events, or not of the user who runs the jobs, are left alone.
+        Files that are not events, or not of the user who runs the jobs, are left alone. With `anew` also those that a
+        mount which remembers directories would not show yet; that costs its server a little.
         """
 
     def kept_events(self, token: str) -> list[JobEvent]:

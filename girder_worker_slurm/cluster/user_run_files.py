@@ -186,8 +186,9 @@ class UserRunFiles:
         draft.rename(place)
         return place
 
-    def size(self, path: Path) -> int:
-        """How long a log in a run directory is, in bytes; 0 if it is not there."""
+    def size(self, path: Path, *, anew: bool = True) -> int:
+        """How long a log in a run directory is, in bytes, always anew; 0 if it is not there."""
+        del anew
         try:
             return int(self._ask("size", token=path.parent.name, name=path.name)[0])
         except (FileNotFoundError, PermissionError):
@@ -220,9 +221,9 @@ class UserRunFiles:
         """See `RunFiles.claimant`."""
         return self._claimed(token)[1]
 
-    def events(self, is_wanted: Callable[[str], bool] | None = None) -> list[JobEvent]:
+    def events(self, is_wanted: Callable[[str], bool] | None = None, *, anew: bool = False) -> list[JobEvent]:
         """See `RunFiles.events`; one question if there are none."""
-        names = self._ask("spool")[0]
+        names = self._ask("spool", anew=anew)[0]
         if not isinstance(names, list):
             raise FrameInvalid("The names in the spool are no list.")
         tokens = {str(name).partition(".")[0] for name in names}

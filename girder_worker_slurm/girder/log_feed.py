@@ -71,8 +71,8 @@ class LogUpdate:
 class OutputFiles(Protocol):
     """The way to the files that containers write their output to (`RunFiles`). All methods raise OSError."""
 
-    def size(self, path: Path) -> int:
-        """How long one is, in bytes; 0 while it cannot be read."""
+    def size(self, path: Path, *, anew: bool = True) -> int:
+        """How long one is, in bytes; 0 while it cannot be read. Without `anew` as a network mount remembers it."""
 
     def read_at(self, path: Path, start: int, length: int) -> bytes:
         """A piece of one; empty while it cannot be read."""
@@ -139,9 +139,13 @@ class LogFeed:
         self._write(f"{start}{text.rstrip()}\n")
         self._save()
 
-    def has_new_output(self) -> bool:
-        """Whether the container has written more than has been read."""
-        return self.output_bytes > self._position.read
+    def reaches(self, length: int) -> bool:
+        """Whether so many bytes of the container's output can be read, whatever a mount remembers of its length."""
+        return self._position.read >= length or bool(self._read_output(length - 1, 1))
+
+    def has_new_output(self, *, anew: bool = True) -> bool:
+        """Whether the container has written more than has been read; without `anew` as a network mount remembers it."""
+        return self.output is not None and self._files.size(self.output, anew=anew) > self._position.read
 
     def read(self, *, final: bool = False) -> bool:
         """Takes in new output; True if there was any. With `final` all of it, and nothing is held back."""

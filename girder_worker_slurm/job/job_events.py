@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: After its start, until the log of a job is looked at: many short ones have ended by then, and are told of once.
 _FIRST_LOOK_SECONDS = 1.0
+#: How often the spool is listed in the way that a mount which remembers directories does not answer by itself.
+ANEW_SECONDS = 1.0
 
 
 class JobEvents:
@@ -33,6 +35,7 @@ class JobEvents:
         self._not_taken_up: dict[str, LiveJob] = {}
         #: Unix users whose spools cannot be read at the moment.
         self._unreadable: set[str] = set()
+        self._next_anew = 0.0
 
     def knows(self, token: str) -> bool:
         """Whether this is the token of a job here: other workers may share the spool, and the queue."""
@@ -71,13 +74,17 @@ class JobEvents:
 
     def read(self) -> None:
         """Takes the new events out of the spools, and gives each to its job."""
+        now = self._do.clock.monotonic()
+        anew = bool(self._by_token) and now >= self._next_anew
+        if anew:
+            self._next_anew = now + ANEW_SECONDS
         for user in {"", *(job.state.unix_user for job in self._by_token.values())}:
-            self._read(user)
+            self._read(user, anew=anew)
         for job in list(self._not_taken_up.values()):
             if job.state.unix_user not in self._unreadable:
                 self.take_up(job)
 
-    def _read(self, unix_user: str) -> None:
+    def _read(self, unix_user: str, *, anew: bool) -> None:
         """Of the spool of one Unix user, who cannot speak for jobs of others."""
 
         def is_theirs(token: str) -> bool:
@@ -86,7 +93,7 @@ class JobEvents:
 
         try:
             runs = self._do.runs_for(unix_user)
-            events = runs.events(is_theirs)
+            events = runs.events(is_theirs, anew=anew)
         except OSError as error:
             if unix_user not in self._unreadable:
                 logger.warning(

@@ -47,11 +47,13 @@ class LiveJob:
         "missing",
         "next_heartbeat",
         "next_log_look",
+        "next_log_opening",
         "record",
         "resubmits",
         "sif",
         "started_shown",
         "user_is_asked",
+        "waited_for_until",
         "waiting_message",
         "waits_in_vain",
         "waits_since",
@@ -88,6 +90,7 @@ class LiveJob:
         self.waiting_message = ""
         self.last_flush = -math.inf
         self.next_log_look = 0.0
+        self.next_log_opening = 0.0
         #: When Girder has to hear again that somebody works on the job, whether or not there is anything to say.
         self.next_heartbeat = math.inf
         #: Its moment came while it was busy.
@@ -107,6 +110,8 @@ class LiveJob:
         self.missing = 0
         #: The length of its log and when that was new, since Slurm does not know it any more.
         self.last_sign: tuple[int, float] | None = None
+        #: Until when its own word is waited for, since Slurm said that it ended.
+        self.waited_for_until = 0.0
         #: Good listings in a row in which it waits again although it had started.
         self.back_in_queue = 0
         #: How often Slurm was asked about an end that it had not noticed yet.

@@ -27,6 +27,7 @@ from girder_worker_singularity.command_runner import (
 )
 from girder_worker_singularity.holder import Holder, read_holder, write_holder
 from girder_worker_slurm.cluster.interface import SlurmJobId, Submission
+from girder_worker_slurm.cluster.run_directory import ask_anew
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.errors import SubmitUnsure, Unreachable
 from girder_worker_slurm.job.verdict import waiting_text
@@ -200,6 +201,8 @@ class SlurmCommandRunner:
         while True:
             self._sleep(_POLL_SECONDS, watch, should_stop)
             now = self._clock.monotonic()
+            if ended_at or now >= next_look:
+                watch.ask_anew()
             watch.read()
             code = watch.exit_code()
             if code is not None:
@@ -276,6 +279,11 @@ class _Watch:
     def has_begun(self) -> bool:
         """Whether a job has begun to run it."""
         return (self._run / "output").exists()
+
+    def ask_anew(self) -> None:
+        """Looks for files that a network mount remembers to be missing."""
+        with contextlib.suppress(FileNotFoundError):
+            ask_anew(self._run)
 
     def read(self, *, last: bool = False) -> None:
         """Hands new lines over; the last one also without its end."""

@@ -52,6 +52,9 @@ _KILL_AFTER_SECONDS = 60.0
 #: So long the log of a job that has vanished must stand still before the job counts as dead.
 _SILENCE_SECONDS = 60.0
 _LOOK_FOR_LIFE_SECONDS = 30.0
+#: A script that came to its end has left a word, which is seen once the mount of a network file system has forgotten what
+#: it remembers: NFS after a minute at most, unless it is told otherwise.
+_LATEST_WORD_SECONDS = 120.0
 #: The least that Slurm remembers a job which has ended (MinJobAge).
 _LEAST_MEMORY_SECONDS = 2.0
 _CANCEL_AGAIN_SECONDS = 20.0
@@ -261,6 +264,7 @@ class SlurmSide:
     def _verdict_with_slurm(self, job: LiveJob) -> Verdict | None:
         state = job.state
         detail: JobDetail | None = None
+        self._await_word(job)
         if state.slurm_job_id:
             detail = self._do.cluster_of(job).describe(SlurmJobId(state.slurm_job_id))
         if detail is None or detail.token != state.token:
@@ -286,15 +290,31 @@ class SlurmSide:
                 return None
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
-            waited = self._do.clock.monotonic() - job.final_since
-            if waited < self._rules.event_grace_seconds * 2:
-                # The word itself ends the wait; asking Slurm meanwhile would tell nothing new.
-                raise Later(self._rules.event_grace_seconds * 2 - waited)
+            job.waited_for_until = job.final_since + self._seconds_for_word(detail)
+            self._await_word(job)
             if self._late_word(job):
                 return None
         elif state.ended is None and _is_failed_launch(state, detail):
             return launch_failed(detail)
         return verdict_of_slurm(state, detail)
+
+    def _seconds_for_word(self, detail: JobDetail) -> float:
+        """How long the word of a job is waited for that has started and, as Slurm says, ended."""
+        usual = 2 * self._rules.event_grace_seconds
+        # Of a job that Slurm started again, the second script came to its end, because the first has the claim.
+        by_itself = detail.state in ("COMPLETED", "FAILED") and not detail.signal and not detail.restarts
+        return max(usual, _LATEST_WORD_SECONDS) if by_itself else usual
+
+    def _await_word(self, job: LiveJob) -> None:
+        """The word itself ends the wait; asking Slurm meanwhile would tell nothing new."""
+        if job.state.ended is not None or not job.final_since:
+            return
+        until = job.waited_for_until
+        if job.state.cancel or job.cancel_seen:
+            until = min(until, job.final_since + 2 * self._rules.event_grace_seconds)
+        left = until - self._do.clock.monotonic()
+        if left > 0:
+            raise Later(left)
 
     def _late_word(self, job: LiveJob) -> bool:
         """Takes a last word that another worker moved out of the spool before it lost the job.
@@ -384,7 +404,7 @@ class SlurmSide:
         now = self._do.clock.monotonic()
         if feed.output is None or not isinstance(expected, int):
             return
-        if feed.output_bytes < expected:
+        if expected > 0 and not feed.reaches(expected):
             if not job.final_since:
                 job.final_since = now
             if now - job.final_since < self._rules.event_grace_seconds:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LOOKS_PER_SECOND = 500
 #: What thousands wait for is asked now and then only.
 _PLACES_PER_SECOND = 1000
+#: How often a log is opened to see how long it is, which a network mount would answer from memory for a minute.
+_ANEW_SECONDS = 5.0
 #: Whoever waits shorter is not told what for: with many jobs that is most of them, and nobody reads so fast.
 _PATIENCE_SECONDS = 5.0
 _REASONS_PER_SECOND_OF_A_USER = 10
@@ -148,7 +150,10 @@ class UpdateTurns:
         # Found once, it waits for its turn without another look.
         try:
             feed = self._story.feed(job)
-            job.has_news = feed.has_new_output() or feed.has_pending
+            anew = now >= job.next_log_opening
+            if anew:
+                job.next_log_opening = now + _ANEW_SECONDS
+            job.has_news = feed.has_new_output(anew=anew) or feed.has_pending
         except OSError:  # the job's files cannot be reached for now; asked again at the next look
             job.has_news = False
         return job.has_news

@@ -101,7 +101,7 @@ def test_an_event_is_read_whole_and_kept_in_its_run_directory(lab: Lab) -> None:
     assert [event for event in lab.runs.events() if event.token == token] == []
     lab.event(token)
     lab.job(f"cd {lab.runs.spool} && echo half >{token}.started.7.0.json && ln -s /etc/passwd {token}.x.json")
-    (event,) = lab.runs.events(lambda found: found == token)
+    (event,) = lab.runs.events(lambda found: found == token, anew=True)
     assert (event.token, event.kind, event.slurm_job_id, event.nonce) == (token, "ended", "7", "n")
     assert event.fields["exit_code"] == 0
     lab.runs.keep(event)

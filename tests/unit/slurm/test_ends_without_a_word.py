@@ -228,6 +228,42 @@ def test_a_word_that_comes_late_ends_the_wait_for_it_at_once(site):
     assert site.state(job).verdict.outcome is Outcome.SUCCESS
 
 
+@pytest.mark.parametrize(
+    ("state", "signal", "restarts", "at_least", "at_most"),
+    [
+        # Its script came to its end, and has left a word: some mount may show that late.
+        ("COMPLETED", 0, 0, 120, 140),
+        ("FAILED", 0, 0, 120, 140),
+        # It was killed; or its second start was turned away by the claim.
+        ("FAILED", 9, 0, 10, 30),
+        ("TIMEOUT", 0, 0, 10, 30),
+        ("COMPLETED", 0, 1, 10, 30),
+    ],
+)
+def test_a_word_that_should_be_there_is_waited_for_longer(site, state, signal, restarts, at_least, at_most):
+    (job,) = running(site)
+    slurm_job_id = site.state(job).slurm_job_id
+    site.cluster.jobs[slurm_job_id].restarts = restarts
+    site.cluster.end(slurm_job_id, state, signal=signal)
+    begun = site.clock.monotonic()
+    site.run_to_the_end(steps_slurm=False)
+    assert site.state(job).verdict.outcome is Outcome.ERROR
+    assert at_least <= site.clock.monotonic() - begun <= at_most
+    assert len(site.calls("describe")) <= 2
+
+
+def test_a_cancel_ends_the_wait_for_a_late_word(site):
+    (job,) = running(site)
+    site.cluster.end(site.state(job).slurm_job_id, "COMPLETED")
+    site.run_for(30)
+    assert site.state(job).verdict is None
+    site.revoked.add(job)
+    begun = site.clock.monotonic()
+    site.run_to_the_end(steps_slurm=False)
+    assert site.shown(job).status == JobStatus.CANCELED
+    assert site.clock.monotonic() - begun < 20
+
+
 def test_a_job_that_slurm_holds_for_good_ends_with_the_reason(site):
     site.task()
     site.run_until(site.is_in(Phase.SUBMITTED), steps_slurm=False)

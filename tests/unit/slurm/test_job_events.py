@@ -57,3 +57,23 @@ def test_an_event_with_a_field_of_any_name_neither_stops_the_worker_nor_becomes_
     site.run_to_the_end()
     assert site.state(job).verdict.code == "failed"
     assert site.state("other").verdict.outcome is Outcome.SUCCESS
+
+
+def test_a_mount_that_remembers_directories_is_asked_anew_once_a_second_while_there_are_jobs(
+    site, monkeypatch
+):
+    asked = []
+    events = site.runs.events
+
+    def listed(is_wanted=None, *, anew=False):
+        asked.append(anew)
+        return events(is_wanted, anew=anew)
+
+    monkeypatch.setattr(site.runs, "events", listed)
+    site.run_for(10)
+    assert asked
+    assert not any(asked)
+    running(site)
+    asked.clear()
+    site.run_for(20)
+    assert 15 <= sum(asked) <= 25

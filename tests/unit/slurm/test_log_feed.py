@@ -352,3 +352,16 @@ def test_the_text_of_progress_is_known_after_a_restart(bench):
     bench.feed.read()
     bench.reload()
     assert bench.feed.message == "Counting"
+
+
+def test_how_far_the_output_can_be_read_counts_and_not_what_a_mount_remembers_of_its_length(
+    bench, monkeypatch
+):
+    """A log was cut off where it had been when its length was last asked for."""
+    monkeypatch.setattr(RunDirectories, "size", lambda _runs, _path, **_how: 3)
+    bench.write("0123456789")
+    assert bench.feed.reaches(10)
+    assert not bench.feed.reaches(11)
+    bench.feed.read(final=True)
+    bench.output.unlink()
+    assert bench.feed.reaches(10)

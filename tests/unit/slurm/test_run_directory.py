@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -186,3 +187,61 @@ def test_a_spool_that_somebody_removed_is_made_again(site):
     assert site.runs.spool.stat().st_mode & 0o777 == 0o700
     site.run_to_the_end()
     assert site.state().verdict.outcome is Outcome.SUCCESS
+
+
+class RememberingMount:
+    """A directory whose mount shows what nodes made there only once the directory's times have been set on this side."""
+
+    def __init__(self, monkeypatch, directory):
+        self._directory, self._late = directory, {}
+        self._utime = os.utime
+        monkeypatch.setattr(os, "utime", self._ask)
+
+    def node_writes(self, name, text):
+        self._late[name] = text
+
+    def _ask(self, path, *arguments, **how):
+        self._utime(path, *arguments, **how)
+        if path == self._directory:
+            for name, text in self._late.items():
+                (self._directory / name).write_text(text)
+
+
+def test_an_event_that_the_mount_does_not_show_is_there_when_it_is_asked_anew(site, monkeypatch):
+    mount = RememberingMount(monkeypatch, site.runs.spool)
+    word = {"token": "gw-1", "kind": "ended", "slurm_job_id": "7", "nonce": "n"}
+    mount.node_writes("gw-1.ended.7.0.json", json.dumps(word))
+    assert site.runs.events() == []
+    assert [event.token for event in site.runs.events(anew=True)] == ["gw-1"]
+
+
+def test_a_claim_that_the_mount_does_not_show_is_seen(site, monkeypatch):
+    """One that seemed to be missing led to a second submission, with a line in the log about a lost job."""
+    run = site.runs.create("gw-1")
+    mount = RememberingMount(monkeypatch, run)
+    assert site.runs.claimed_by("gw-1") == ""
+    mount.node_writes("claim", '{"by": "job", "slurm_job_id": "7"}')
+    assert (site.runs.claimed_by("gw-1"), site.runs.claimant("gw-1")) == ("job", "7")
+
+
+def test_a_directory_that_cannot_be_asked_anew_is_read_as_it_is(site, monkeypatch):
+    def refused(*_arguments, **_how):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert site.runs.events(anew=True) == []
+
+
+def test_a_spool_is_made_again_where_the_mount_remembers_that_it_is_there(site, monkeypatch):
+    make = os.mkdir
+    site.runs.spool.rmdir()
+
+    def remembered(path, *arguments, **how):
+        if path == site.runs.spool:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        make(path, *arguments, **how)
+
+    monkeypatch.setattr(os, "mkdir", remembered)
+    assert site.runs.events(anew=True) == []
+    assert site.runs.spool.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in site.runs.root.parent.glob(".spool*")] == []

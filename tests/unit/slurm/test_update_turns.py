@@ -21,7 +21,7 @@ class WritingStory:
     """Every job has always written something new."""
 
     def feed(self, _job):
-        return SimpleNamespace(has_new_output=lambda: True, has_pending=True)
+        return SimpleNamespace(has_new_output=lambda **_how: True, has_pending=True)
 
 
 def running_jobs(number, user="ada"):
@@ -77,7 +77,7 @@ def test_a_job_that_missed_its_turn_is_among_the_next(number):
 def test_a_status_check_that_found_no_place_in_the_budget_is_made_up_for():
     clock = FakeClock()
     silent = SimpleNamespace(
-        feed=lambda _job: SimpleNamespace(has_new_output=lambda: False, has_pending=False)
+        feed=lambda _job: SimpleNamespace(has_new_output=lambda **_how: False, has_pending=False)
     )
     turns = UpdateTurns(silent, clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0)
     jobs = running_jobs(3)
@@ -205,7 +205,7 @@ def test_updates_go_on_when_girder_answers_again(site):
 
 def _turns(clock, *, per_second=20.0):
     silent = SimpleNamespace(
-        feed=lambda _job: SimpleNamespace(has_new_output=lambda: False, has_pending=False)
+        feed=lambda _job: SimpleNamespace(has_new_output=lambda **_how: False, has_pending=False)
     )
     return UpdateTurns(silent, clock, per_second=per_second, interval_seconds=1.0, status_check_seconds=600.0)
 
@@ -230,3 +230,28 @@ def test_a_job_is_told_within_seconds_what_it_waits_for_in_slurm_however_many_ot
 
 def test_those_of_a_user_with_many_are_told_later_most_never_need_to():
     assert _seconds_until_told(running_jobs(1000)) == 100.0
+
+
+def test_a_silent_log_is_looked_at_each_second_and_opened_every_five():
+    """A network mount remembers how long a file is, but each opening costs its server a question or two."""
+    clock, looks = FakeClock(), []
+
+    def has_new_output(*, anew):
+        looks.append(anew)
+        return False
+
+    feed = SimpleNamespace(has_new_output=has_new_output, has_pending=False)
+    turns = UpdateTurns(
+        SimpleNamespace(feed=lambda _job: feed),
+        clock,
+        per_second=10.0,
+        interval_seconds=1.0,
+        status_check_seconds=600.0,
+    )
+    jobs = running_jobs(1)
+    jobs[0].last_flush = clock.monotonic()
+    clock.advance(1.0)
+    for _ in range(120):
+        assert turns.choose(jobs, clock.monotonic()) == []
+        clock.advance(0.25)
+    assert (len(looks), sum(looks)) == (30, 6)
