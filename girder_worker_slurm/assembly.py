@@ -56,6 +56,7 @@ from girder_worker_slurm.options.limits import parse_limits
 from girder_worker_slurm.options.requests import OptionRules, parse_allowed, parse_profile
 from girder_worker_slurm.options.shapes import plain_options
 from girder_worker_slurm.records.cancel_request import cancel_news
+from girder_worker_slurm.records.event_delay import event_grace
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.settings import Settings, generic_origins, load_settings, settings_files
 from girder_worker_slurm.users.mapping_file import read_mapping
@@ -354,7 +355,7 @@ def _story_rules(settings: Settings, prefix: str, mapping: UserMapping) -> Story
         script_template=settings.slurm.script_template,
         logs_dir=settings.jobs.logs_dir,
         log_limit_bytes=settings.girder.log_limit_bytes,
-        event_grace_seconds=settings.slurm.event_grace_seconds,
+        event_grace_seconds=event_grace(settings.jobs_root, settings.slurm.event_grace_seconds),
         retries=RetryRules(settings.slurm.infrastructure_retries, settings.slurm.preemption_retries),
     )
 

@@ -152,7 +152,9 @@ class SlurmSection(BaseModel):
         "sbatch options of such a conversion, in the section [slurm.convert_options], besides those of every job.",
     )
     event_grace_seconds: NonNegativeFloat = setting(
-        5.0, "How long to wait for a job's own word after Slurm said it ended. 60 on a caching network mount."
+        5.0,
+        "How long to wait for a job's own word after Slurm said it ended, at least. Longer where `girder-slurm doctor` has"
+        " measured that the jobs root is late; and two minutes for a script that came to its end.",
     )
     infrastructure_retries: NonNegativeInt = setting(
         2,

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING
 from girder_worker_singularity.command_runner import CommandError
 from girder_worker_singularity.run.image_rules import parse_image_rule
 from girder_worker_slurm.cluster.interface import Submission
+from girder_worker_slurm.cluster.run_directory import ask_anew
 from girder_worker_slurm.cluster.slurm_commands import FINAL_STATES
 from girder_worker_slurm.doctor import apptainer
 from girder_worker_slurm.doctor.finding import fail, warn
-from girder_worker_slurm.doctor.probe_verdict import CHECK, ProbeFacts, Sighting, judge_probe, parse_report
+from girder_worker_slurm.doctor.probe_verdict import (
+    CHECK,
+    ProbeFacts,
+    Sighting,
+    delay_seconds,
+    judge_probe,
+    parse_report,
+)
 from girder_worker_slurm.errors import (
     ClusterUnreachable,
     SubmitDeferred,
@@ -24,8 +32,10 @@ from girder_worker_slurm.errors import (
     SubmitUnsure,
     Unreachable,
 )
+from girder_worker_slurm.job.job_events import ANEW_SECONDS
 from girder_worker_slurm.options.layers import ChosenOption
 from girder_worker_slurm.options.partitions import used_partitions, without_memory
+from girder_worker_slurm.records.event_delay import note_delay
 from girder_worker_slurm.script.render import sbatch_head, script_template
 from girder_worker_slurm.script.resources import head_options
 
@@ -119,6 +129,7 @@ class Probe:
             yield fail(CHECK, f"{error}", "Look whether the Slurm controller answers: scontrol ping")
             return
         self._watch(directory)
+        self._tell_worker()
         yield from judge_probe(
             self._facts,
             jobs_root=self._settings.jobs_root,
@@ -193,22 +204,47 @@ class Probe:
                     path.rmdir()
         self._made.clear()
 
+    def _tell_worker(self) -> None:
+        """Keeps how late files are seen where that is more than the worker expects."""
+        if self._facts.report is None:
+            return
+        grace, delay = self._settings.slurm.event_grace_seconds, delay_seconds(self._facts)
+        try:
+            note_delay(self._settings.jobs_root, grace, delay, at=self._clock.now())
+        except OSError as error:
+            self._facts.not_kept = str(error)
+
     # -- watching
 
     def _watch(self, directory: Path) -> None:
         """Looks at the job's files as the worker looks at its spool, and asks Slurm now and then."""
         give_up_at = self._clock.monotonic() + self._rules.timeout_seconds
         ask_at = self._clock.monotonic() + _ASK_SLURM_SECONDS
+        anew_at = 0.0
         ended_at: float | None = None
+        reported_at: float | None = None
         seen: set[str] = set()
         while True:
-            self._look_at_beats(directory / "spool", seen)
-            if self._take_report(directory):
-                if ended_at is not None:
-                    self._facts.report_after_end = self._clock.monotonic() - ended_at
-                self._is_over = True
-                return
             now = self._clock.monotonic()
+            if now >= anew_at:
+                anew_at = now + ANEW_SECONDS
+                for each in (directory, directory / "spool"):
+                    ask_anew(each)
+            self._look_at_beats(directory / "spool", seen)
+            if reported_at is None and self._take_report(directory):
+                reported_at = now
+                self._is_over = True
+                if ended_at is not None:
+                    self._facts.report_after_end = now - ended_at
+            if reported_at is not None:
+                # A mount may show the report at once, which it was never asked for before, and others late.
+                if self._has_seen_all(seen):
+                    return
+                if now >= reported_at + _AFTER_END_SECONDS:
+                    self._facts.unseen_seconds = now - reported_at
+                    return
+                self._clock.sleep(_LOOK_SECONDS)
+                continue
             if ended_at is not None and (self._facts.exit_code_tells or now >= ended_at + _AFTER_END_SECONDS):
                 self._is_over = True
                 return
@@ -229,6 +265,10 @@ class Probe:
                 written = float((spool / name).read_text(encoding="ascii"))
                 self._facts.sightings.append(Sighting(written, now))
                 seen.add(name)
+
+    def _has_seen_all(self, seen: set[str]) -> bool:
+        beats = (self._facts.report or {}).get("beats", "")
+        return not beats.isdigit() or len(seen) >= int(beats)
 
     def _take_report(self, directory: Path) -> bool:
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.doctor.apptainer import judge_container, judge_version
 from girder_worker_slurm.doctor.finding import fail, ok, warn
+from girder_worker_slurm.records.event_delay import grace_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +21,6 @@ CHECK = "probe job"
 #: Exit codes of probe.slurm.
 NOT_VISIBLE = 66
 NOT_WRITABLE = 73
-#: How much longer than what was measured the worker should wait, and the least it should.
-_GRACE_FACTOR = 3
-_LEAST_GRACE_SECONDS = 5
 _CLOCK_TOLERANCE_SECONDS = 2.0
 
 
@@ -44,6 +41,10 @@ class ProbeFacts:
     sightings: list[Sighting] = field(default_factory=list)
     #: Seconds from Slurm's word that it ended until its report was seen; None if the report came first.
     report_after_end: float | None = None
+    #: Seconds from the report until files that were written before it were given up; 0 if all were seen.
+    unseen_seconds: float = 0.0
+    #: Why the worker will not learn how late files are seen; empty if it will, or has no need to.
+    not_kept: str = ""
     #: What probe.slurm says, without the repeated ones; None until its report is here.
     report: Mapping[str, str] | None = None
     hidden_paths: Sequence[str] = ()
@@ -186,23 +187,25 @@ def delay_seconds(facts: ProbeFacts) -> float:
     """
     ages = [sighting.seen - sighting.written for sighting in facts.sightings]
     spread = max(ages) - min(ages) if ages else 0.0
-    return max(spread, facts.report_after_end or 0.0)
-
-
-def recommended_grace_seconds(delay: float) -> int:
-    """What `event_grace_seconds` should be at least."""
-    return max(_LEAST_GRACE_SECONDS, math.ceil(_GRACE_FACTOR * delay))
+    return max(spread, facts.report_after_end or 0.0, facts.unseen_seconds)
 
 
 def _judge_delay(facts: ProbeFacts, node: str, grace_seconds: float) -> Iterator[Finding]:
     delay = delay_seconds(facts)
-    wanted = recommended_grace_seconds(delay)
-    found = f"A file of {node} is seen here after {delay:.1f} s at most ({len(facts.sightings)} tried)"
-    if grace_seconds < wanted:
+    wanted = grace_for(delay)
+    most = "at least" if facts.unseen_seconds else "at most"
+    found = f"A file of {node} is seen here after {delay:.1f} s {most} ({len(facts.sightings)} tried)"
+    if grace_seconds < wanted and facts.not_kept:
         yield warn(
             "events of the node",
-            f"{found}, and event_grace_seconds is {grace_seconds:g}.",
-            f"Set `event_grace_seconds` in [slurm] to {wanted}, or jobs that ended well may be called failed.",
+            f"{found}, and event_grace_seconds is {grace_seconds:g}. The worker cannot be told: {facts.not_kept}.",
+            f"Set `event_grace_seconds` in [slurm] to {wanted}, or what Slurm says may count before a job's own word.",
+        )
+    elif grace_seconds < wanted:
+        yield ok(
+            "events of the node",
+            f"{found}: from its next start on the worker waits {wanted} s for a job's own word, longer than"
+            f" event_grace_seconds = {grace_seconds:g}.",
         )
     else:
         yield ok("events of the node", f"{found}; event_grace_seconds = {grace_seconds:g} is enough.")

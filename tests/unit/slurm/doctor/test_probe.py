@@ -19,10 +19,10 @@ from girder_worker_slurm.doctor.probe_verdict import (
     delay_seconds,
     judge_probe,
     parse_report,
-    recommended_grace_seconds,
 )
 from girder_worker_slurm.errors import SubmitUnsure
 from girder_worker_slurm.options.partitions import parse_partitions
+from girder_worker_slurm.records.event_delay import event_grace, grace_for
 from girder_worker_slurm.settings import load_settings
 from girder_worker_slurm.testing import FakeCluster
 
@@ -125,7 +125,10 @@ def test_a_late_file_system_wants_a_longer_grace():
     facts = reported()
     facts.report_after_end = 19.5
 
-    assert recommended_grace_seconds(0.2) == 5
+    assert grace_for(0.2) == 5
+    assert "waits 59 s" in next(f.found for f in judge(facts) if f.check == "events of the node")
+    assert troubles(facts, grace=60.0) == {}
+    facts.not_kept = "[Errno 28] No space left on device"
     assert troubles(facts, grace=5.0) == {"events of the node": "warn"}
     assert "to 59" in next(f.remedy for f in judge(facts) if f.remedy)
     assert troubles(facts, grace=60.0) == {}
@@ -206,11 +209,11 @@ class Site:
     def job(self):
         return next(iter(self.cluster.jobs.values()))
 
-    def beat(self) -> None:
-        (self.job.run / "spool" / "beat.0").write_text(f"{self.clock.now():.6f}\n")
+    def beat(self, number: int = 0, *, seconds_ago: float = 0.0) -> None:
+        (self.job.run / "spool" / f"beat.{number}").write_text(f"{self.clock.now() - seconds_ago:.6f}\n")
 
-    def report(self) -> None:
-        lines = {**REPORT, "uid": str(os.geteuid())}
+    def report(self, **more: str) -> None:
+        lines = {**REPORT, "uid": str(os.geteuid()), **more}
         (self.job.run / "report").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def end(self, state: str, exit_code: int) -> None:
@@ -299,8 +302,50 @@ def test_a_report_that_comes_late_after_the_end_is_measured(site):
 
     found = site.probe()
 
-    (finding,) = [finding for finding in found if finding.level is Level.WARN]
-    assert "event_grace_seconds" in finding.remedy
+    assert {finding.level for finding in found} == {Level.OK}
+    assert 80 < event_grace(site.settings.jobs_root, 5.0) < 100
+    assert [path.name for path in site.settings.jobs_root.iterdir()] == ["event-delay.json"]
+
+
+def test_files_that_come_after_the_report_count_for_how_late_they_are(site):
+    """A mount shows a name at once that was not asked for before, and in a listing that it remembers late."""
+    late = [lambda: None] * 200
+    site.acts = [lambda: site.report(beats="3"), *late, lambda: site.beat(0, seconds_ago=19.9)]
+    site.acts += [lambda number=number: site.beat(number) for number in (1, 2)]
+
+    (finding,) = [finding for finding in site.probe() if finding.check == "events of the node"]
+
+    assert "after 19.9 s at most (3 tried)" in finding.found
+    assert "waits 60 s" in finding.found
+    assert event_grace(site.settings.jobs_root, 5.0) == 60.0
+    assert event_grace(site.settings.jobs_root, 90.0) == 90.0
+
+
+def test_files_that_never_come_are_given_up(site):
+    site.acts = [lambda: site.report(beats="2"), site.beat]
+
+    (finding,) = [finding for finding in site.probe() if finding.check == "events of the node"]
+
+    assert "s at least (1 tried)" in finding.found
+    assert event_grace(site.settings.jobs_root, 5.0) > 200
+
+
+def test_what_was_measured_before_is_forgotten_when_the_files_come_in_time(site):
+    file = site.settings.jobs_root / "event-delay.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"seconds": 30.0}\n')
+    assert event_grace(site.settings.jobs_root, 5.0) == 90.0
+    site.acts = [site.beat, site.report]
+    site.probe()
+    assert not file.exists()
+    assert event_grace(site.settings.jobs_root, 5.0) == 5.0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"seconds": "x"}', '{"seconds": 1e999}', "\xff"])
+def test_a_measure_that_makes_no_sense_leaves_the_setting(tmp_path, text):
+    (tmp_path / "event-delay.json").write_bytes(text.encode("latin-1"))
+
+    assert event_grace(tmp_path, 7.0) == 7.0
 
 
 def test_what_was_there_before_stays(site):
