@@ -23,6 +23,7 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     *((name,) for name in ("uidmap", "squashfuse", "fuse-overlayfs", "fuse2fs", "fuse3")),
     *((name,) for name in ("iproute2", "iptables", "procps")),  # tests look at processes and the network
     ("glusterfs-client",),  # tests put a store on a network file system
+    *((name,) for name in ("sshfs", "openssh-sftp-server")),  # and the worker's jobs root
     *((name,) for name in ("slurmdbd", "mariadb-server")),  # tests start a cluster with accounts
     ("sudo",),  # tests run jobs as several Unix users
     ("siftool",),  # tests make SIFs with SingularityCE's own library

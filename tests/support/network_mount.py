@@ -1,16 +1,21 @@
-"""One directory on two "hosts" over a real network file system: GlusterFS on loopback, with caches as NFS has them.
+"""Directories on real network file systems whose mounts see the changes of other hosts late. Needs root.
 
-A host is a mount of its own, whose programs have a host name of their own and see the other's changes late: what a
-file holds is fetched when it is opened, but whether it exists and when it was changed is answered from memory.
-Needs root.
+`NetworkMounts` is one directory on two "hosts", over GlusterFS on loopback with caches as NFS has them: a mount each,
+whose programs have a host name of their own. What a file holds is fetched when it is opened, but whether it exists and
+when it was changed is answered from memory.
+
+`WorkersMount` is a directory that compute nodes have on their disk and the worker over sshfs, under the same path. What
+is in a directory, too, is answered from memory there.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.support.services import end, free_port, listens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.support.stack import Stack
 
@@ -57,6 +62,8 @@ end-volume
 LIKE_NFS = ("--direct-io-mode=enable", "--attribute-timeout=120", "--entry-timeout=120")
 #: Contents that were once read are never fetched again; names and times after a second.
 STALE_CONTENTS = ("--attribute-timeout=1", "--entry-timeout=1")
+
+_SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 
 @dataclass
@@ -147,3 +154,95 @@ class NetworkMounts:
 def _environment() -> dict[str, str]:
     # Not the caller's PATH: that may lack sbin.
     return {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+@dataclass
+class WorkersMount:
+    """A new directory of the stack's user, which programs with the words of `enter` before them have over sshfs.
+
+    All others, and so Slurm's nodes, have the disk. Its `workers/` is a local directory for these programs, since sshfs
+    shows two names of one file as two files, on which no lease can be taken. Use as a context manager.
+    """
+
+    stack: Stack
+    directory: Path
+    #: Names, attributes and listings of directories: up to so late.
+    stale_seconds: int = 30
+    _server: subprocess.Popen[bytes] | None = None
+    _client: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> WorkersMount:  # noqa: PYI034 - no subclass of it is wanted
+        for path in (self.directory, self.directory / "workers", self._leases, self._empty):
+            path.mkdir(mode=0o700)
+            shutil.chown(path, self.stack.user, self.stack.user)
+        server, client = socket.socketpair()
+        # `passive`: what is said between both goes through here instead of through ssh.
+        options = f"passive,allow_other,default_permissions,dcache_timeout={self.stale_seconds}"
+        try:
+            with server, client:
+                self._server = subprocess.Popen(
+                    self.stack.as_user([_SFTP_SERVER]), stdin=server, stdout=server, stderr=subprocess.DEVNULL
+                )
+                # The mount lies over the directory in a namespace of its own.
+                argv = ["sshfs", "-f", "-o", options, f"nodes:{self.directory}", self.directory]
+                self._client = subprocess.Popen(
+                    ["unshare", "--mount", *argv], stdin=client, stdout=client, stderr=subprocess.PIPE
+                )
+            self._wait_for_mount()
+            self._run("mount", "--bind", self._leases, self.directory / "workers")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._client, self._server):  # the namespace and its mounts end with the client
+            if process is not None:
+                end(process, seconds=10)
+        for path in (self.directory, self._leases, self._empty):
+            shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """What stands before the command line of a program that is to have the mount."""
+        assert self._client is not None
+        return ("nsenter", f"--mount=/proc/{self._client.pid}/ns/mnt")
+
+    @contextmanager
+    def hidden(self, name: str) -> Iterator[None]:
+        """For as long as the block lasts an empty directory is seen over the mount instead of this one."""
+        self._run("mount", "--bind", self._empty, self.directory / name)
+        try:
+            yield
+        finally:
+            self._run("umount", "--lazy", self.directory / name)
+
+    def listing(self, name: str) -> list[str]:
+        """What a program lists over the mount."""
+        return self._run("ls", "--almost-all", self.directory / name).split()
+
+    @property
+    def _empty(self) -> Path:
+        return self.directory.with_name(f"{self.directory.name}-empty")
+
+    @property
+    def _leases(self) -> Path:
+        return self.directory.with_name(f"{self.directory.name}-leases")
+
+    def _wait_for_mount(self) -> None:
+        assert self._client is not None
+        until = time.monotonic() + _SECONDS_TO_START
+        while f" {self.directory} " not in self._mounts():
+            if time.monotonic() > until or self._client.poll() is not None:
+                self._client.kill()
+                msg = f"sshfs does not come up: {self._client.communicate(timeout=10)[1].decode()}"
+                raise AssertionError(msg)
+            time.sleep(0.05)
+
+    def _run(self, *argv: str | Path) -> str:
+        words = [*self.enter, *argv]
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+
+    def _mounts(self) -> str:
+        assert self._client is not None
+        return Path(f"/proc/{self._client.pid}/mountinfo").read_text(encoding="utf-8")

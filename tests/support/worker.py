@@ -45,6 +45,8 @@ class Worker:
     poll_seconds: float = 2.0
     #: Its `worker_id`, where several share a root.
     name: str = ""
+    #: Stands before its command lines, and before those of `girder-slurm` with its settings.
+    prefix: tuple[str, ...] = ()
     #: The `girder-slurm` that is started.
     program: Path = field(default_factory=lambda: Path(sys.executable).with_name("girder-slurm"))
     process: subprocess.Popen[bytes] | None = None
@@ -82,7 +84,7 @@ class Worker:
         start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.stack.as_user([str(self.program), "worker"]),
+                [*self.prefix, *self.stack.as_user([str(self.program), "worker"])],
                 env=env,
                 cwd="/",
                 stdout=log,
@@ -140,7 +142,7 @@ class Worker:
         program = Path(sys.executable).with_name("girder-slurm")
         env = self.stack.user_environment() | {"GIRDER_WORKER_SLURM_CONFIG": str(self.config)}
         return subprocess.run(
-            self.stack.as_user([str(program), *arguments]),
+            [*self.prefix, *self.stack.as_user([str(program), *arguments])],
             env=env | self.environment | environment, cwd="/", check=False, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
