@@ -33,7 +33,7 @@ _LISTINGS = ("REQUEST_JOB_INFO", "REQUEST_JOB_INFO_SINGLE", "REQUEST_JOB_USER_IN
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """The one job that all others are copies of."""
 
     record: Path
@@ -59,17 +59,17 @@ def _measure(bench: Bench, worker: Worker, cli: str, window_seconds: float) -> d
     wait_until("it is in Slurm", lambda: worker.slurm_job_id(job), seconds=60)
     threads_at_1 = worker.threads()
     worker.kill()
-    model = _model(worker)
+    model = model_of(next(worker.root.glob("record/[!.]*")))
     result: dict[str, Any] = {"threads_at_1": threads_at_1}
 
-    _copy(bench, model, 999, in_slurm=True)
-    _restart(worker)
+    copy_of(bench, model, 999, in_slurm=True)
+    seconds_to_take_up(worker)
     _settle(bench)
     result["idle_cpu_percent_at_1000"] = round(_cpu_percent(worker, window_seconds), 1)
     worker.kill()
 
-    _copy(bench, model, 4000, in_slurm=True)
-    _restart(worker)
+    copy_of(bench, model, 4000, in_slurm=True)
+    seconds_to_take_up(worker)
     before, begun = bench.scheduler_calls(), time.monotonic()
     busy = _cpu_percent(worker, max(60.0, window_seconds))
     minutes = (time.monotonic() - begun) / 60
@@ -83,23 +83,27 @@ def _measure(bench: Bench, worker: Worker, cli: str, window_seconds: float) -> d
     result["busy_cpu_percent_at_5000"] = round(busy, 1)
     worker.kill()
 
-    result["recovery_seconds_at_5000"] = round(_restart(worker), 2)
+    result["recovery_seconds_at_5000"] = round(seconds_to_take_up(worker), 2)
     worker.kill()
     # Slurm has as many as `max_submitted` allows; the others wait for a place.
-    _copy(bench, model, 5000, in_slurm=False)
-    result["recovery_seconds_at_10000"] = round(_restart(worker), 2)
+    copy_of(bench, model, 5000, in_slurm=False)
+    result["recovery_seconds_at_10000"] = round(seconds_to_take_up(worker), 2)
     return result
 
 
-def _model(worker: Worker) -> _Model:
-    record = next(worker.root.glob("record/[!.]*"))
+def model_of(record: Path) -> Model:
+    """The job of this record, which is in Slurm."""
     entries = [json.loads(line) for line in (record / "state.jsonl").read_text(encoding="utf-8").splitlines()]
-    run = next(worker.root.glob("run/*"))
-    return _Model(record, run, next(e["slurm_job_id"] for e in entries if e["event"] == "submitted"))
+    token = next(e["token"] for e in entries if e["event"] == "attempt")
+    run = record.parents[1] / "run" / token
+    return Model(record, run, next(e["slurm_job_id"] for e in entries if e["event"] == "submitted"))
 
 
-def _copy(bench: Bench, model: _Model, count: int, *, in_slurm: bool) -> None:
-    """So many more jobs like it, as the worker itself would have left them when it was killed."""
+def copy_of(bench: Bench, model: Model, count: int, *, in_slurm: bool, submitted: bool = False) -> None:
+    """So many more jobs like it, as the worker itself would have left them when it was killed.
+
+    With `submitted` the records say that they are in Slurm, where they are not.
+    """
     names = [(uuid.uuid4().hex, f"{model.run.name[:-20]}{uuid.uuid4().hex[:20]}") for _ in range(count)]
     ids = [""] * count
     if in_slurm:
@@ -110,7 +114,7 @@ def _copy(bench: Bench, model: _Model, count: int, *, in_slurm: bool) -> None:
         with ThreadPoolExecutor(_PARALLEL_SUBMITS) as pool:
             ids = list(pool.map(submit, [token for _, token in names]))
     lines = (model.record / "state.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    if not in_slurm:
+    if not in_slurm and not submitted:
         lines = lines[: next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "intent")]
     texts = {
         "message.json": (model.record / "message.json").read_text(encoding="utf-8"),
@@ -159,7 +163,7 @@ for one in given["plan"]:
 """
 
 
-def _restart(worker: Worker) -> float:
+def seconds_to_take_up(worker: Worker) -> float:
     """Starts it; seconds from the start of its supervisor, which reads the records, until it has all of them.
 
     Both moments are lines of its log with times of a millisecond.
