@@ -169,7 +169,7 @@ def test_a_job_that_has_not_started_is_kept_from_it_by_a_claim_over_the_mount(
 
 @pytest.mark.fault("worker killed (network mount)", phases=("pending", "running", "ended"))
 def test_a_killed_worker_has_all_jobs_back_over_the_mount(site: FarSite, folder: str) -> None:
-    jobs = {site.run_toy(folder, sleep=seconds): seconds for seconds in (2, 3, 14)}
+    jobs = {site.run_toy(folder, sleep=seconds): seconds for seconds in (2, 3, 16)}
     ended, _, runs = jobs
     for job in jobs:
         site.starts(job)
@@ -190,7 +190,7 @@ def test_a_killed_worker_has_all_jobs_back_over_the_mount(site: FarSite, folder:
 def test_a_spool_full_of_garbage_and_gaps_costs_no_job_its_end(site: FarSite, folder: str) -> None:
     spool = site.worker.root / "spool"
     with site.mount.hidden("spool"):
-        job = site.run_toy(folder, sleep=12)
+        job = site.run_toy(folder, sleep=8)
         site.starts(job)
         token = site.run_dir(job).name
         (started,) = wait_until("it has said so", lambda: list(spool.glob(f"{token}.started.*")))
@@ -215,7 +215,7 @@ def test_a_spool_full_of_garbage_and_gaps_costs_no_job_its_end(site: FarSite, fo
     site.mount.listing("spool")
     shutil.rmtree(spool)
     wait_until("it is made again", spool.is_dir, seconds=20)
-    _expect_whole(site, job, seconds=12)
+    _expect_whole(site, job, seconds=8)
     assert "started" not in {entry["event"] for entry in site.worker.entries_of(job)}
 
 
