@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.self_undoing import SelfUndoing
 from tests.support.services import end, free_port, listens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
 
     from tests.support.stack import Stack
 
@@ -157,7 +159,7 @@ def _environment() -> dict[str, str]:
 
 
 @dataclass
-class WorkersMount:
+class WorkersMount(SelfUndoing):
     """A new directory of the stack's user, which programs with the words of `enter` before them have over sshfs.
 
     All others, and so Slurm's nodes, have the disk. Its `workers/` is a local directory for these programs, since sshfs
@@ -168,39 +170,30 @@ class WorkersMount:
     directory: Path
     #: Names, attributes and listings of directories: up to so late.
     stale_seconds: int = 30
-    _server: subprocess.Popen[bytes] | None = None
     _client: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> WorkersMount:  # noqa: PYI034 - no subclass of it is wanted
+    def _make(self, undo: ExitStack) -> None:
+        for path in (self.directory, self._leases, self._empty):
+            undo.callback(shutil.rmtree, path, ignore_errors=True)
         for path in (self.directory, self.directory / "workers", self._leases, self._empty):
             path.mkdir(mode=0o700)
             shutil.chown(path, self.stack.user, self.stack.user)
-        server, client = socket.socketpair()
+        client, server = socket.socketpair()
         # `passive`: what is said between both goes through here instead of through ssh.
         options = f"passive,allow_other,default_permissions,dcache_timeout={self.stale_seconds}"
-        try:
-            with server, client:
-                self._server = subprocess.Popen(
-                    self.stack.as_user([_SFTP_SERVER]), stdin=server, stdout=server, stderr=subprocess.DEVNULL
-                )
-                # The mount lies over the directory in a namespace of its own.
-                argv = ["sshfs", "-f", "-o", options, f"nodes:{self.directory}", self.directory]
-                self._client = subprocess.Popen(
-                    ["unshare", "--mount", *argv], stdin=client, stdout=client, stderr=subprocess.PIPE
-                )
-            self._wait_for_mount()
-            self._run("mount", "--bind", self._leases, self.directory / "workers")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in (self._client, self._server):  # the namespace and its mounts end with the client
-            if process is not None:
-                end(process, seconds=10)
-        for path in (self.directory, self._leases, self._empty):
-            shutil.rmtree(path, ignore_errors=True)
+        argv = ["sshfs", "-f", "-o", options, f"nodes:{self.directory}", self.directory]
+        with client, server:
+            process = subprocess.Popen(
+                self.stack.as_user([_SFTP_SERVER]), stdin=server, stdout=server, stderr=subprocess.DEVNULL
+            )
+            undo.callback(end, process, seconds=10)
+            # The mount lies over the directory in a namespace of its own, and ends with it.
+            self._client = subprocess.Popen(
+                ["unshare", "--mount", *argv], stdin=client, stdout=client, stderr=subprocess.PIPE
+            )
+            undo.callback(end, self._client, seconds=10)
+        self._wait_for_mount()
+        self._run("mount", "--bind", self._leases, self.directory / "workers")
 
     @property
     def enter(self) -> tuple[str, ...]:
