@@ -15,6 +15,7 @@ Directories are 0700 and files 0600: the message holds tokens.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from girder_worker_slurm.errors import OwnershipLost, RecordDamaged
 from girder_worker_slurm.job.state import JobState, apply, fold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from girder_worker_slurm.job.state import Verdict
@@ -134,11 +135,10 @@ class Record:
         """
         try:
             epoch = newest_epoch(path) if epoch is None else epoch
+            entries = read_entries(path / "state.jsonl", repair=repair)
             # A power cut between message and state leaves an empty state; the message is what was made durable.
-            entries = read_entries(path / "state.jsonl", repair=repair) or [
-                {"event": "accepted", "at": path.stat().st_mtime}
-            ]
-            state = fold(entries)
+            first = next(entries, None) or {"event": "accepted", "at": path.stat().st_mtime}
+            state = fold(itertools.chain([first], entries))
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"Record {path} cannot be read: {type(error).__name__}: {error}."
             raise RecordDamaged(msg) from error
@@ -233,30 +233,32 @@ def newest_epoch(path: Path) -> int:
     return max((int(name[6:]) for name in names if name[6:].isdecimal()), default=0)
 
 
-def read_entries(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
-    """The entries of a state file; a half-written last line, as a crash leaves it, is cut off the file.
+def read_entries(path: Path, *, repair: bool = True) -> Iterator[dict[str, Any]]:
+    """The entries of a state file, one by one: a job with 100,000 output files has 300,000 of them.
 
-    Without `repair` it is only passed over: its writer may be about to finish it.
+    A half-written last line, as a crash leaves it, is cut off the file at the end. Without `repair` it is only passed
+    over: its writer may be about to finish it. Raises RecordDamaged.
     """
     try:
-        data = path.read_bytes()
+        handle = path.open("rb")
     except FileNotFoundError:
-        return []
-    complete = data.rfind(b"\n") + 1
-    entries: list[dict[str, Any]] = []
+        return
     position = 0
-    for line in data[:complete].splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            if position + len(line) == complete:
-                complete = position
+    with handle:
+        for line in handle:
+            if not line.endswith(b"\n"):
                 break
-            msg = f"{path}: damaged at byte {position}."
-            raise RecordDamaged(msg) from error
-        if isinstance(entry, dict):
-            entries.append(entry)
-        position += len(line)
-    if repair and complete < len(data):
-        os.truncate(path, complete)
-    return entries
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                if b"\n" not in handle.read():
+                    break
+                msg = f"{path}: damaged at byte {position}."
+                raise RecordDamaged(msg) from error
+            if isinstance(entry, dict):
+                yield entry
+            position += len(line)
+        else:
+            return
+    if repair:
+        os.truncate(path, position)

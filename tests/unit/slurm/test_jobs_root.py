@@ -266,7 +266,9 @@ def test_a_live_job_whose_record_cannot_be_read_for_a_moment_is_not_missed(root,
     add(root, "t1")
     with monkeypatch.context() as full:
         full.setattr(
-            Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files"))
+            Path,
+            "open",
+            lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")),
         )
         with pytest.raises(OSError, match="Too many open files"):
             root.live_tokens()
