@@ -20,6 +20,7 @@
     │   └── OutputRefused       Girder refused an output; it is kept on disk
     ├── JobCancelled            the job was cancelled in Girder; ends CANCELED
     ├── JobDeleted              the Girder job is gone: there is nobody to report to
+    ├── TurnOver                others wait for the thread: the step goes on at its next turn
     └── Unreachable             try again later (``retryable``)
         ├── GirderUnreachable
         ├── ClusterUnreachable
@@ -103,6 +104,12 @@ class JobCancelled(SlurmWorkerError):
 
 class JobDeleted(SlurmWorkerError):
     """The Girder job does not exist any more."""
+
+
+class TurnOver(SlurmWorkerError):
+    """The step has had a thread for long, and others wait for one: it goes on at its next turn."""
+
+    seconds = 0.0
 
 
 class Unreachable(SlurmWorkerError):

@@ -95,7 +95,7 @@ class SlurmWorker:
                     self.supervisor.accept(record)
                 if self.retention.is_due():
                     # Elsewhere: a take-over must not wait for files of other users, or for thousands.
-                    self.supervisor.run_in_pool("deliver", self.retention.remove_old)
+                    self.supervisor.run_in_pool("clean", self.retention.remove_old)
                 self.runs_as.close_idle()
                 self.image_retention.look_after()
                 if self.removed_images is not None:  # after that, which stamps what live jobs use

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class RecordLedger:
     """Uploads as the job's record knows them."""
 
     record: Record
+    #: Told of each new entry.
+    progressed: Callable[[], None] = field(default=lambda: None)
 
     def is_uploaded(self, key: str) -> bool:
         """See `UploadLedger`."""
@@ -60,15 +62,18 @@ class RecordLedger:
         """See `UploadLedger`."""
         # After a power cut nothing else tells that the file may be in Girder already.
         self.record.append("upload", durable=True, key=key, upload_id=upload_id)
+        self.progressed()
 
     def acknowledged(self, key: str, offset: int) -> None:
         """See `UploadLedger`."""
         # An upload that Girder does not know any more was finished if all but one chunk are known to be there.
         self.record.append("upload_at", durable=offset >= CHUNK_BYTES, key=key, offset=offset)
+        self.progressed()
 
     def finished(self, key: str) -> None:
         """See `UploadLedger`."""
         self.record.append("uploaded", key=key)
+        self.progressed()
 
 
 @dataclass(frozen=True)
@@ -94,17 +99,18 @@ def deliver(
     name: str,
     api_url: str,
     check: Callable[[], None],
+    progressed: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Runs all result hooks that have not run; returns what each of them gives.
 
-    Raises OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what
-    `check` raises.
+    `check` is called between two requests and may raise to stop, `progressed` after each step that is recorded. Raises
+    OutputRefused (Girder will not take it, or the analysis did not write it), GirderUnreachable, and what `check` raises.
     """
     make_safe(at.volume)
     volume = run_volume(at.place, name)
     clients = attach_clients(decoded.hooks, api_url, check)
     for client in clients:
-        client.ledger = RecordLedger(record)
+        client.ledger = RecordLedger(record, progressed)
         client.upload_root = at.volume
     results: list[Any] = []
     for index, hook in enumerate(decoded.hooks):

@@ -9,6 +9,7 @@ from girder_worker_singularity.run.image_rules import image_spellings
 from girder_worker_slurm.errors import JobCancelled, OutputRefused
 from girder_worker_slurm.girder import inputs, outputs
 from girder_worker_slurm.girder.new_files import upload_new_files
+from girder_worker_slurm.girder.upload_turn import UploadTurn
 from girder_worker_slurm.records.record import directory_name, write_durably
 
 if TYPE_CHECKING:
@@ -45,13 +46,15 @@ class Delivery:
     def _run_hooks(self, job: LiveJob, decoded: DecodedTask) -> list[object]:
         self._girder.ask_if_wanted(job)
         at = self._outputs(job)
+        turn = UploadTurn(self._do.clock, self._do.checker(job), job.others_wait)
         results = outputs.deliver(
             job.record,
             decoded,
             at=at,
             name=directory_name(job.task_id),
             api_url=self._rules.staging.api_url,
-            check=self._do.checker(job),
+            check=turn.check,
+            progressed=turn.progressed,
         )
         if self._keeps_new_files(job):
             self._keep_new_files(job, decoded, at)

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from girder_worker_slurm.job.state import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from girder_worker_slurm.celery_worker.message import DecodedTask
     from girder_worker_slurm.cluster.run_files import JobEvent
     from girder_worker_slurm.girder.log_feed import LogFeed
     from girder_worker_slurm.job.state import JobState, Verdict
     from girder_worker_slurm.records.record import Record
+
+
+def _nobody_waits() -> bool:
+    return False
 
 
 class LiveJob:
@@ -48,6 +54,7 @@ class LiveJob:
         "next_heartbeat",
         "next_log_look",
         "next_log_opening",
+        "others_wait",
         "record",
         "resubmits",
         "sif",
@@ -67,6 +74,8 @@ class LiveJob:
         #: Not before this monotonic time.
         self.due_at = 0.0
         self.failures = 0
+        #: Whether others wait for the thread that does its step.
+        self.others_wait: Callable[[], bool] = _nobody_waits
         #: Why the job was cancelled in Girder, as soon as anyone noticed; recorded at the next step.
         self.cancel_seen = ""
         #: Whether a wish of the command line was looked for since this worker has the job.

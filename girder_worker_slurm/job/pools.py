@@ -30,6 +30,10 @@ class Pool:
             self._work.put(user, (work, arguments))
             self._has_work.notify()
 
+    def is_waited_for(self) -> bool:
+        """Whether there is more to do than there are threads."""
+        return bool(self._work)
+
     def _run(self) -> None:
         while True:
             with self._has_work:

@@ -78,7 +78,7 @@ CANCEL = Step("cancel", "submit")
 _JUDGE = Step("judge", "girder")
 _DELIVER = Step("deliver", "deliver")
 _REPORT = Step("report", "girder")
-_CLEAN = Step("clean", "deliver")
+_CLEAN = Step("clean", "clean")
 
 
 class JobStory:

@@ -13,6 +13,7 @@ from girder_worker_slurm.errors import (
     OwnershipLost,
     RecordDamaged,
     SubmitDeferred,
+    TurnOver,
     Unreachable,
 )
 from girder_worker_slurm.job.services import Later, Parked
@@ -54,7 +55,9 @@ class StepErrors:
 
     def settle(self, job: LiveJob, name: str, error: BaseException) -> None:
         """Says how the job goes on after its step `name` raised. Raises OSError, OwnershipLost."""
-        if isinstance(error, Later):
+        if isinstance(error, TurnOver):
+            job.failures = 0
+        if isinstance(error, (Later, TurnOver)):
             self._later(job, error.seconds)
         elif isinstance(error, Parked):
             self._images.wait(job, error.image, error.policy)

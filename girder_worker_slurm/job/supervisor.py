@@ -140,6 +140,8 @@ class Supervisor:
             "image": self._rules.parallel_images,
             "submit": self._rules.parallel_submits,
             "deliver": self._rules.parallel_transfers,
+            # Of a job with 100,000 files this takes as long as their file system wants.
+            "clean": 2,
             # Its work waits for minutes for a Girder that is away; jobs must not.
             "unhandled": 2,
         }
@@ -304,7 +306,10 @@ class Supervisor:
         job.is_busy = True
         if step.name != "submit":
             self._submits.stop_waiting(job)
-        self._pools[step.pool].submit(self._step, job, step, user=job.line)
+        pool = self._pools[step.pool]
+        if step.name == "deliver":
+            job.others_wait = pool.is_waited_for
+        pool.submit(self._step, job, step, user=job.line)
 
     def _step(self, job: LiveJob, step: Step) -> None:
         """In a pool thread: one step, and what came of it."""

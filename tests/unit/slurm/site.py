@@ -261,6 +261,9 @@ class HandPool:
         if self._death.has_come:
             raise WorkerDied
 
+    def is_waited_for(self) -> bool:
+        return False
+
 
 class Site:
     """One worker and what is around it."""
@@ -346,7 +349,7 @@ class Site:
             on_ended=self.root.end,
         )
         self.supervisor._pools = dict.fromkeys(
-            ("girder", "stage", "image", "submit", "deliver"), HandPool(self.death)
+            ("girder", "stage", "image", "submit", "deliver", "clean"), HandPool(self.death)
         )
         for record in self.root.own_records():
             self.supervisor._take(self._mortal(record.path))

@@ -15,11 +15,13 @@ from girder_worker.docker.transforms.girder import (
     GirderUploadVolumePathToItem,
 )
 
+from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.celery_worker.message import DecodedTask
 from girder_worker_slurm.cluster.tree_transfer import left_entries
-from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused
+from girder_worker_slurm.errors import GirderUnreachable, JobCancelled, OutputRefused, TurnOver
 from girder_worker_slurm.girder import outputs, transfer_client
 from girder_worker_slurm.girder.outputs import OutputPlace, after_failure, deliver, make_safe
+from girder_worker_slurm.girder.upload_turn import UploadTurn
 from girder_worker_slurm.records.record import Record
 from tests.unit.slurm.http_girder import Mishap, http_girder
 
@@ -48,7 +50,7 @@ class Bench:
     def to_folder(self, name, folder="folder1", **kwargs):
         return GirderUploadVolumePathToFolder(VolumePath(name), folder, gc=self.client, **kwargs)
 
-    def deliver(self, *hooks, check=lambda: None):
+    def deliver(self, *hooks, check=lambda: None, progressed=lambda: None):
         decoded = DecodedTask((), {}, {}, None, hooks)
         return deliver(
             self.record,
@@ -57,6 +59,7 @@ class Bench:
             name="t1",
             api_url="",
             check=check,
+            progressed=progressed,
         )
 
     def after_failure(self, *hooks):
@@ -134,6 +137,56 @@ def test_a_404_of_a_proxy_does_not_make_an_upload_one_that_was_finished(tmp_path
             bench.deliver(bench.to_folder("out.csv"))
         bench.deliver(bench.to_folder("out.csv"))
         assert girder.contents("out.csv") == [b"data"]
+
+
+class SlowRequests(FakeClock):
+    """Each look at the clock costs a second, as a request to Girder may."""
+
+    def monotonic(self):
+        self.advance(1.0)
+        return super().monotonic()
+
+
+def _deliver_in_turns(bench, *names, others_wait):
+    """How many turns it takes to bring a directory, and what was in Girder after each."""
+    turns = []
+    while True:
+        turn = UploadTurn(SlowRequests(), lambda: None, others_wait)
+        try:
+            bench.deliver(*map(bench.to_folder, names), check=turn.check, progressed=turn.progressed)
+        except TurnOver:
+            turns.append(len(bench.record.state.uploaded))
+            continue
+        return [*turns, len(bench.record.state.uploaded)]
+
+
+def test_a_job_with_many_outputs_lets_others_bring_theirs_in_between(bench, girder):
+    for number in range(18):
+        bench.write(f"out/part-{number}", b"%d" % number)
+    turns = _deliver_in_turns(bench, "out", others_wait=lambda: True)
+    assert len(turns) > 2
+    assert turns == sorted(set(turns))  # each turn brings something
+    assert all(girder.contents(f"part-{number}") == [b"%d" % number] for number in range(18))
+
+
+def test_a_job_that_nobody_waits_for_brings_its_outputs_in_one_turn(bench, girder):
+    for number in range(18):
+        bench.write(f"out/part-{number}", b"%d" % number)
+    assert _deliver_in_turns(bench, "out", others_wait=lambda: False) == [18]
+
+
+def test_a_turn_that_took_long_to_find_its_place_is_as_long_there():
+    """100,000 files are passed over in seconds, thousands of folders asked for in minutes: that must not be all it does."""
+    clock = FakeClock()
+    turn = UploadTurn(clock, lambda: None, lambda: True)
+    clock.advance(100.0)
+    turn.check()
+    turn.progressed()
+    clock.advance(99.0)
+    turn.check()
+    clock.advance(1.0)
+    with pytest.raises(TurnOver):
+        turn.check()
 
 
 def test_a_directory_is_uploaded_file_by_file(bench, girder):
