@@ -17,7 +17,7 @@ esac
 export DEVSTACK_DIR=${DEVSTACK_DIR:-/var/tmp/girder-slurm-devstack}
 second=$DEVSTACK_DIR-second
 # The acceptance tests of the second stack, after those of docker compose; all others are the first one's. Divided by time.
-on_second=(restart soak site retries options tokens verdicts)
+on_second=(restart girder_away soak site retries options tokens verdicts)
 started=$SECONDS
 
 say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }

@@ -20,7 +20,7 @@ from girder_worker_slurm.girder.job_updates import (
 from girder_worker_slurm.girder.log_feed import LogFeed
 from girder_worker_slurm.job.retries import retry_sentence
 from girder_worker_slurm.job.state import Outcome, Verdict
-from girder_worker_slurm.job.usage import usage_of
+from girder_worker_slurm.job.usage import duration_text, usage_of
 from girder_worker_slurm.records.record import write_durably
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MUTE_SECONDS = 3600.0
+#: A silence of Girder that a job's log tells of.
+_TOLD_SILENCE_SECONDS = 60.0
 #: Slicer CLI Web cancels jobs, whenever Girder starts, that were not updated for a week.
 HEARTBEAT_SECONDS = 12 * 3600.0
 #: The first one after a start: most jobs are over by then.
@@ -148,6 +150,7 @@ class GirderSide:
 
     def _send(self, job: LiveJob, girder: GirderJob) -> JobAnswer:
         feed = self.feed(job)
+        self._tell_silence(job, girder, feed)
         feed.read()
         if feed.has_doubt:
             feed.settle_doubt(self._do.updates.log(girder))
@@ -182,6 +185,19 @@ class GirderSide:
         self.notice(job, answer)
         return answer
 
+    def _tell_silence(self, job: LiveJob, girder: GirderJob, feed: LogFeed) -> None:
+        """Says in the job's log, once, for how long Girder was away. Raises GirderUnreachable while it still is."""
+        now = self._do.clock.monotonic()
+        if job.silent_since and now - job.silent_since >= _TOLD_SILENCE_SECONDS:
+            self._do.updates.update(girder)
+            job.silence_seconds = max(job.silence_seconds, now - job.silent_since)
+            job.silent_since = 0.0
+        if job.silence_seconds >= _TOLD_SILENCE_SECONDS:
+            feed.note(
+                f"Girder did not answer as it should for {duration_text(job.silence_seconds)}. What needed it was made up for."
+            )
+        job.silence_seconds = 0.0
+
     def show_waiting(self, state: JobState, phase: str) -> None:
         """Shows what a job waits for, or that somebody still works on it. What cannot be sent is not sent again."""
         if state.girder is None:
@@ -206,6 +222,7 @@ class GirderSide:
         girder = job.state.girder
         assert girder is not None  # noqa: S101 - the caller looked
         feed = self.feed(job)
+        self._tell_silence(job, girder, feed)
         told = job.record.path / "told"
         if told.exists():
             # Girder may have taken it although its answer got lost: from here on only Girder's own state can change the end.

@@ -58,6 +58,8 @@ class LiveJob:
         "record",
         "resubmits",
         "sif",
+        "silence_seconds",
+        "silent_since",
         "started_shown",
         "user_is_asked",
         "waited_for_until",
@@ -74,6 +76,10 @@ class LiveJob:
         #: Not before this monotonic time.
         self.due_at = 0.0
         self.failures = 0
+        #: Monotonic time since when Girder has not answered for it; 0 while it does.
+        self.silent_since = 0.0
+        #: How long Girder did not answer, until its log says so.
+        self.silence_seconds = 0.0
         #: Whether others wait for the thread that does its step.
         self.others_wait: Callable[[], bool] = _nobody_waits
         #: Why the job was cancelled in Girder, as soon as anyone noticed; recorded at the next step.

@@ -101,7 +101,12 @@ class Supervisor:
             services, self._jobs, self._images, safely=self._safely, later=self._later
         )
         self._errors = StepErrors(
-            story, self._images, later=self._later, forget=self._forget, refused=self._submits.refused
+            story,
+            self._images,
+            later=self._later,
+            forget=self._forget,
+            refused=self._submits.refused,
+            clock=services.clock,
         )
         self._updates = UpdateTurns(
             story,
@@ -332,6 +337,7 @@ class Supervisor:
         self._submits.settle(job)
         if error is None:
             job.failures = 0
+            self._errors.went_well(job, step.name if step else UPDATE)
             if step is not None:
                 _diary(job, step)
             if step is not None or job.inbox or job.cancel_seen or job.has_missed_turn:
@@ -343,6 +349,7 @@ class Supervisor:
         self._jobs.pop(job.task_id, None)
         self._events.forget(job)
         self._submits.forget(job)
+        self._errors.forget(job)
 
     def _make_image(self, work: Callable[..., None], *arguments: Any, user: str) -> None:
         self._pools["image"].submit(work, *arguments, user=user)

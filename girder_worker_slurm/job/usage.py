@@ -53,9 +53,11 @@ class Usage:
             parts.append(f"{busy:.1f}{asked} processors")
         used = f"Used {' and '.join(parts)}; ran" if parts else "Ran"
         waited = (
-            f", after {_duration(self.wait_seconds)} in the queue" if self.wait_seconds is not None else ""
+            f", after {duration_text(self.wait_seconds)} in the queue"
+            if self.wait_seconds is not None
+            else ""
         )
-        return f"{used} {_duration(self.run_seconds)}{f' on {self.node}' if self.node else ''}{waited}."
+        return f"{used} {duration_text(self.run_seconds)}{f' on {self.node}' if self.node else ''}{waited}."
 
 
 def usage_of(state: JobState) -> Usage | None:
@@ -83,9 +85,9 @@ def accounted_sentence(usage: AccountedUsage) -> str:
     if usage.memory_peak_mib is not None:
         parts.append(f"{_memory(usage.memory_peak_mib)} of memory at most")
     if usage.cpu_seconds is not None:
-        parts.append(f"{_duration(usage.cpu_seconds)} of processor time")
+        parts.append(f"{duration_text(usage.cpu_seconds)} of processor time")
     used = f"used {' and '.join(parts)}; ran" if parts else "ran"
-    how_long = f" {_duration(usage.run_seconds)}" if usage.run_seconds is not None else ""
+    how_long = f" {duration_text(usage.run_seconds)}" if usage.run_seconds is not None else ""
     return f"By Slurm's accounts it {used}{how_long}{f' on {usage.nodes}' if usage.nodes else ''}."
 
 
@@ -95,7 +97,7 @@ def sentence_so_far(usage: UsageSoFar) -> str:
     if usage.memory_peak_mib is not None:
         parts.append(f"{_memory(usage.memory_peak_mib)} of memory at most")
     if usage.cpu_seconds is not None:
-        parts.append(f"{_duration(usage.cpu_seconds)} of processor time")
+        parts.append(f"{duration_text(usage.cpu_seconds)} of processor time")
     return " and ".join(parts)
 
 
@@ -121,7 +123,8 @@ def _memory(mib: float | None) -> str:
     return f"{mib / _GIB_IN_MIB:.1f} GiB" if mib >= _GIB_IN_MIB else f"{mib:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """So many seconds, for people."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     if hours:

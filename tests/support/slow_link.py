@@ -62,6 +62,9 @@ class SlowLink:
             except OSError:
                 client.close()
                 continue
+            for end in (client, server):
+                # What comes in two pieces, as a request with a body, must not wait for an acknowledgement in between.
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._open |= {client, server}
             for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()

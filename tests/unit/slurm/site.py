@@ -82,6 +82,9 @@ class FakeGirder:
         self.tokens_end_at = 0.0
         self.token_questions = 0
         self.is_unreachable = False
+        #: The jobs for which it answers 500, and how often it did.
+        self.stumbles_over: set[str] = set()
+        self.stumbles = 0
         self.refuses_access = False
         #: Updates that arrive, but whose answer does not.
         self.lost_answers = 0
@@ -153,6 +156,9 @@ class FakeGirder:
     def _find(self, job) -> GirderJobOfFake:
         if self.is_unreachable:
             raise GirderUnreachable("Girder is being restarted")
+        if job.job_id in self.stumbles_over:
+            self.stumbles += 1
+            raise GirderUnreachable("Girder answered 500")
         if self.refuses_access:
             raise AccessRefused("the token has expired")
         if job.job_id not in self.jobs:

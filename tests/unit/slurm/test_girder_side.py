@@ -37,6 +37,61 @@ def test_girder_that_goes_away_during_a_run_loses_and_repeats_nothing(site):
     assert site.shown().text.count("one\ntwo\n") == 1
 
 
+def test_the_first_answer_of_girder_wakes_all_who_wait_for_it(site):
+    """Else each would wait for up to half a minute more, at every step anew."""
+    ids = [f"t{number}" for number in range(12)]
+    site.girder.is_unreachable = True
+    for task_id in ids:
+        site.task(task_id)
+        site.run_for(7)
+    site.run_for(120)
+    site.girder.is_unreachable = False
+    puts = site.girder.puts
+    site.run_until(lambda: site.girder.puts > puts)
+    site.run_for(2, steps_slurm=True)
+    assert [site.girder.jobs[f"job-{task_id}"].status for task_id in ids] == [SUCCESS] * len(ids)
+
+
+def test_a_job_that_girder_alone_stumbles_over_is_not_tried_again_with_each_answer_to_others(site):
+    site.girder.stumbles_over.add("job-t1")
+    site.task("t1")
+    for number in range(2, 32):
+        site.task(f"t{number}")
+        site.run_for(2, steps_slurm=True)
+    assert site.girder.jobs["job-t31"].status == SUCCESS
+    assert 5 <= site.girder.stumbles <= 7
+
+
+@pytest.mark.parametrize("moment", ["message received", "running", "status reporting"])
+@pytest.mark.fault("Girder away", phases=("message received", "running", "status reporting"))
+def test_the_log_says_once_how_long_girder_was_away(site, moment):
+    site.one_step_a_turn = True
+    site.cluster.default_program = FakeProgram(output=b"one\n", is_endless=True)
+    site.girder.is_unreachable = moment == "message received"
+    site.task()
+    if moment != "message received":
+        site.run_until(lambda: site.state().started is not None and site.job().announced)
+    site.cluster.default_program = FakeProgram(output=b"one\n")
+    if moment == "status reporting":
+        site.run_until(site.is_in(Phase.DELIVERED))
+    site.girder.is_unreachable = True
+    site.run_for(300, steps_slurm=True)
+    site.girder.is_unreachable = False
+    site.run_to_the_end()
+    assert site.shown().status == SUCCESS
+    assert site.shown().text.count("Girder did not answer as it should for 5 min") == 1
+    assert site.shown().text.count("Girder did not answer") == 1
+
+
+def test_a_silence_of_some_seconds_is_not_worth_a_line(site):
+    site.girder.is_unreachable = True
+    site.task()
+    site.run_for(30)
+    site.girder.is_unreachable = False
+    site.run_to_the_end()
+    assert "did not answer" not in site.shown().text
+
+
 @pytest.mark.parametrize("lost", [1, 2, 3, 5])
 @pytest.mark.fault("answers of Girder lost", phases=("submitted", "running", "ended", "status reporting"))
 def test_answers_of_girder_that_are_lost_repeat_nothing(site, lost):
