@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: After its start, until the log of a job is looked at: many short ones have ended by then, and are told of once.
-_FIRST_LOOK_SECONDS = 1.0
 #: How often the spool is listed in the way that a mount which remembers directories does not answer by itself.
 ANEW_SECONDS = 1.0
 
@@ -146,7 +144,6 @@ class JobEvents:
         if event.kind == "started" and state.started is None:
             job.record.append("started", **fields)
             job.has_words = True
-            job.next_log_look = self._do.clock.monotonic() + _FIRST_LOOK_SECONDS
         elif event.kind == "ended" and state.ended is None:
             job.record.append("ended", **fields)
         elif event.kind == "refused" and event.fields.get("why") == UNWRITABLE and state.ended is None:

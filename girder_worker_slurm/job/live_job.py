@@ -36,6 +36,7 @@ class LiveJob:
         "failures",
         "feed",
         "final_since",
+        "first_log_look",
         "had_turn",
         "has_missed_turn",
         "has_news",
@@ -104,6 +105,8 @@ class LiveJob:
         self.started_shown = False
         self.waiting_message = ""
         self.last_flush = -math.inf
+        #: When its log is looked at first; 0 until its start has been noticed.
+        self.first_log_look = 0.0
         self.next_log_look = 0.0
         self.next_log_opening = 0.0
         #: When Girder has to hear again that somebody works on the job, whether or not there is anything to say.
@@ -142,6 +145,7 @@ class LiveJob:
         self.waits_in_vain = None
         self.sif = self.decoded = None
         self.started_shown = False
+        self.first_log_look = 0.0
         self.waiting_message = ""
         self.cancel_sent_at = self.cancel_begun_at = self.final_since = 0.0
         self.missing = self.back_in_queue = self.looks = self.resubmits = 0

@@ -24,6 +24,11 @@ _ANEW_SECONDS = 5.0
 #: Whoever waits shorter is not told what for: with many jobs that is most of them, and nobody reads so fast.
 _PATIENCE_SECONDS = 5.0
 _REASONS_PER_SECOND_OF_A_USER = 10
+#: A job's log is looked at so long after its start, since many short ones have ended by then and are told of once: the
+#: longer the more jobs its user has, who can hardly look at all of them.
+_LEAST_FIRST_LOOK_SECONDS = 1.0
+_LONGEST_FIRST_LOOK_SECONDS = 10.0
+_FIRST_LOOKS_PER_SECOND_OF_A_USER = 25
 
 
 class UpdateTurns:
@@ -112,6 +117,10 @@ class UpdateTurns:
     def _patience_seconds(self, job: LiveJob) -> float:
         return max(_PATIENCE_SECONDS, self._crowds[job.user] / _REASONS_PER_SECOND_OF_A_USER)
 
+    def _first_look_seconds(self, job: LiveJob) -> float:
+        wanted = self._crowds[job.user] / _FIRST_LOOKS_PER_SECOND_OF_A_USER
+        return min(max(_LEAST_FIRST_LOOK_SECONDS, wanted), _LONGEST_FIRST_LOOK_SECONDS)
+
     def _in_turns(self, wanting: list[LiveJob], now: float) -> list[LiveJob]:
         """As many of these as the budget has: the first of each user, then the second, whoever was served last comes last."""
         if len(wanting) > int(self._allowance):
@@ -141,7 +150,9 @@ class UpdateTurns:
             return True
         if job.state.started is None:
             return job.has_words and silent >= self._patience_seconds(job)
-        if now < job.next_log_look:
+        if not job.first_log_look:
+            job.first_log_look = now + self._first_look_seconds(job)
+        if now < max(job.first_log_look, job.next_log_look):
             return False
         if job.has_words:
             return True

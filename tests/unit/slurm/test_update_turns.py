@@ -34,6 +34,7 @@ def running_jobs(number, user="ada"):
     jobs = [LiveJob(SimpleNamespace(state=state, task_id=f"{user[3:]}{index}")) for index in range(number)]
     for job in jobs:
         job.announced = True
+        job.first_log_look = 0.001  # long ago
     return jobs
 
 
@@ -255,3 +256,19 @@ def test_a_silent_log_is_looked_at_each_second_and_opened_every_five():
         assert turns.choose(jobs, clock.monotonic()) == []
         clock.advance(0.25)
     assert (len(looks), sum(looks)) == (30, 6)
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(1, 1.0), (40, 1.6), (150, 6.0), (5000, 10.0)])
+def test_a_job_that_has_started_is_looked_at_soon_and_one_of_many_a_little_later(number, seconds):
+    clock = FakeClock()
+    turns = UpdateTurns(
+        WritingStory(), clock, per_second=1e6, interval_seconds=1.0, status_check_seconds=600.0
+    )
+    jobs = running_jobs(number)
+    for job in jobs:
+        job.first_log_look, job.last_flush = 0.0, clock.monotonic() - 10.0
+        job.has_words = True
+    begun = clock.monotonic()
+    while jobs[0] not in turns.choose(jobs, clock.monotonic()):
+        clock.advance(0.1)
+    assert clock.monotonic() - begun == pytest.approx(seconds, abs=0.11)
