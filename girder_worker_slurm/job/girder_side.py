@@ -238,8 +238,8 @@ class GirderSide:
             feed.settle_doubt(self._do.updates.log(girder))
         status: JobStatus | None = None if job.state.is_revived else _STATUS[end.outcome]
         if status is JobStatus.SUCCESS and not job.announced:
-            # From QUEUED Girder would refuse it.
-            self.notice(job, self.enter(girder, JobStatus.RUNNING))
+            # From QUEUED Girder would refuse it. What it answers may be the end that was told before: no cancel.
+            self.enter(girder, JobStatus.RUNNING)
             job.announced = True
         while True:
             update = feed.next_update()

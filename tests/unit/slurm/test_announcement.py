@@ -8,7 +8,7 @@ import jsonpickle
 import pytest
 from girder_worker.docker.transforms import VolumePath
 
-from girder_worker_slurm.errors import SubmitDeferred
+from girder_worker_slurm.errors import SubmitDeferred, Unreachable
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.girder.token_life import moment_of_id
 from girder_worker_slurm.job.state import Phase
@@ -77,6 +77,26 @@ def test_an_answer_that_is_lost_before_the_submission_repeats_nothing(site):
     assert site.shown().statuses == [RUNNING, SUCCESS]
     assert len(site.calls("submit")) == 1
     assert site.shown().text.count("Submitted as Slurm job") == 1
+
+
+def test_an_end_that_girder_has_is_no_cancel_to_the_worker_after_it(site):
+    site.task(status=INACTIVE)
+    site.run_until(site.is_in(Phase.SUBMITTED))
+    site.girder.lost_answers = 1
+    site.run_until(lambda: site.shown().status == SUCCESS)
+    assert site.girder.lost_answers == 0
+    site.restart()
+    sent = site.results.success
+
+    def refused_once(*result):
+        site.results.success = sent
+        raise Unreachable("the broker is away")
+
+    site.results.success = refused_once
+    site.run_to_the_end()
+    assert [what for what, _, _ in site.results.sent] == ["success"]
+    assert site.state().cancel == ""
+    assert site.shown().status == SUCCESS
 
 
 def test_whoever_waits_for_a_place_is_shown_as_queued(site):
