@@ -191,7 +191,7 @@ class JobState:
     is_revived: bool = False
     #: When the tokens of its task expire, in seconds since the epoch; 0 if that is not known.
     tokens_end_at: float = 0.0
-    #: Girder was asked, when it was admitted, whether it is still wanted; else it is before its submission.
+    #: Girder was asked whether it is still wanted: when it was admitted, or else before its first submission.
     is_asked: bool = True
     attempt: int = 0
     earlier: tuple[EarlierAttempt, ...] = ()
@@ -325,7 +325,7 @@ def _intent(state: JobState, entry: Mapping[str, Any]) -> JobState:
     girder = state.girder
     if girder is not None and entry.get("title"):
         girder = replace(girder, title=str(entry["title"]))
-    return replace(state, phase=max(state.phase, Phase.SUBMITTING), girder=girder)
+    return replace(state, phase=max(state.phase, Phase.SUBMITTING), girder=girder, is_asked=True)
 
 
 def _submitted(state: JobState, entry: Mapping[str, Any]) -> JobState:

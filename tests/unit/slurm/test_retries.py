@@ -280,6 +280,17 @@ def test_a_job_that_slurm_put_back_runs_anew_and_its_old_place_is_given_up(site)
     assert sum(job.has_run for job in site.cluster.jobs.values()) == 1
 
 
+def test_a_job_that_girder_had_is_not_given_up_when_its_token_has_expired_by_the_second_attempt(site):
+    begin(site)
+    fail(site)
+    site.girder.refuses_access = True
+    site.restart()
+    site.run_to_the_end()
+    assert site.state().attempt == 2
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+    assert site.state().is_untold
+
+
 def test_a_cancel_between_two_attempts_submits_nothing_more(site):
     begin(site)
     site.one_step_a_turn = True
