@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.doctor.finding import fail, ok, warn
-from girder_worker_slurm.records.jobs_root import broker_identity
+from girder_worker_slurm.records.jobs_root import broker_identity, is_broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -172,20 +172,20 @@ def check_jobs_root(settings: Settings, *, make: bool = False) -> Iterator[Findi
         )
     stored = _stored_identity(root)
     if stored is not None:
-        broker = broker_identity(settings.celery.broker.get_secret_value())
-        yield from judge_identity(root, stored, broker, settings.celery.queues)
+        broker_url = settings.celery.broker.get_secret_value()
+        yield from judge_identity(root, stored, broker_url, settings.celery.queues)
 
 
 def judge_identity(
-    root: Path, stored: dict[str, object], broker: str, queues: Sequence[str]
+    root: Path, stored: dict[str, object], broker_url: str, queues: Sequence[str]
 ) -> Iterator[Finding]:
     """Whether a jobs root belongs to this broker and these queues."""
-    if (stored.get("broker"), stored.get("queues")) == (broker, sorted(queues)):
+    if is_broker(stored.get("broker"), broker_url) and stored.get("queues") == sorted(queues):
         return
     yield fail(
         JOBS_ROOT,
-        f"{root} belongs to broker {stored.get('broker')}, queues {stored.get('queues')}; the settings say {broker},"
-        f" queues {sorted(queues)}.",
+        f"{root} belongs to broker {stored.get('broker')}, queues {stored.get('queues')}; the settings say"
+        f" {broker_identity(broker_url)}, queues {sorted(queues)}.",
         f"Give this worker a root of its own, or, if the broker moved, edit {root / 'root.json'}.",
     )
 

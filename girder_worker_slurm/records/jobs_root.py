@@ -40,6 +40,7 @@ from girder_worker_slurm.records.record import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from urllib.parse import SplitResult
 
     from girder_worker_singularity.clock import Clock
 
@@ -53,8 +54,17 @@ _DIRECTORIES = ("record", "ended", "run", "spool", "unhandled", "workers", "tmp"
 def broker_identity(broker_url: str) -> str:
     """What a broker is known by, without user and password; it is the same one after TLS has been turned on."""
     parts = urlsplit(broker_url)
-    port = 5672 if (parts.scheme, parts.port) == ("amqps", 5671) else parts.port or 5672
-    return f"{parts.hostname or ''}:{port}{parts.path or '/'}"
+    return _identity(parts, 5672 if (parts.scheme, parts.port) == ("amqps", 5671) else parts.port)
+
+
+def is_broker(noted: object, broker_url: str) -> bool:
+    """Whether a jobs root that has noted this belongs to this broker; older versions noted the port of TLS."""
+    parts = urlsplit(broker_url)
+    return noted in (broker_identity(broker_url), _identity(parts, parts.port))
+
+
+def _identity(parts: SplitResult, port: int | None) -> str:
+    return f"{parts.hostname or ''}:{port or 5672}{parts.path or '/'}"
 
 
 def _trouble(error: RecordDamaged) -> OSError | None:
@@ -105,7 +115,7 @@ class JobsRoot:
             draft.unlink()
         stored = json.loads(file.read_text(encoding="utf-8"))
         found = {"broker": stored.get("broker"), "queues": stored.get("queues")}
-        if found != wanted:
+        if not is_broker(found["broker"], broker_url) or found["queues"] != wanted["queues"]:
             msg = (
                 f"The jobs root {self.path} belongs to broker {found['broker']}, queues {found['queues']}; this worker"
                 f" serves {wanted['broker']}, queues {wanted['queues']}. Give it a root of its own, or, if the broker"

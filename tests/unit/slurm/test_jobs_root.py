@@ -81,6 +81,15 @@ def test_a_broker_is_the_same_after_tls_has_been_turned_on(root, over_tls):
     assert root.identify("amqp://me@broker//", ["celery"]) == root.identify(over_tls, ["celery"])
 
 
+def test_a_root_of_a_broker_with_tls_stays_its_own_after_an_update(root):
+    """Older versions noted the port of TLS."""
+    stored = {"version": 1, "id": "abcdef", "broker": "broker:5671//", "queues": ["celery"]}
+    (root.path / "root.json").write_text(json.dumps(stored))
+    assert root.identify("amqps://me@broker:5671//", ["celery"]) == "abcdef"
+    with pytest.raises(StartRefused):
+        root.identify("amqps://me@broker:5673//", ["celery"])
+
+
 @pytest.mark.parametrize(
     ("broker", "queues"),
     [("amqp://elsewhere//", ["celery"]), ("amqp://broker/other", ["celery"]), (BROKER, ["celery", "gpu"])],
