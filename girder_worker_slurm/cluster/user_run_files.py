@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from girder_worker_singularity.command_runner import CommandError
 from girder_worker_slurm.cluster.files_program import INPUTS, STAGED
 from girder_worker_slurm.cluster.frames import PIECE_BYTES, PROTOCOL, FrameInvalid, frame, read_frame
-from girder_worker_slurm.cluster.run_as import sudo_refusal
+from girder_worker_slurm.cluster.run_as import AccountAway, sudo_refusal
 from girder_worker_slurm.cluster.run_directory import event_of
 from girder_worker_slurm.cluster.tree_transfer import END, TreeReceiver, staged_entries
 
@@ -284,11 +284,14 @@ class UserRunFiles:
             raise UserUnreachable(str(self._why_paused), is_refused=self._why_paused.is_refused)
         try:
             program = _Program(self._start(), self.user, self.uid)
-        except (UserUnreachable, CommandError, KeyError) as error:
+        except (UserUnreachable, AccountAway, CommandError, KeyError) as error:
             why = (
                 error
                 if isinstance(error, UserUnreachable)
-                else UserUnreachable(f"Nothing can be run as {self.user}: {error}", is_refused=True)
+                else UserUnreachable(
+                    f"Nothing can be run as {self.user}: {error}",
+                    is_refused=not isinstance(error, AccountAway),
+                )
             )
             self.pause(why, since=begun)
             raise why from error

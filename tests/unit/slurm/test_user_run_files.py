@@ -11,6 +11,7 @@ import pytest
 
 from girder_worker_singularity.testing import FakeClock
 from girder_worker_slurm.cluster.frames import PROTOCOL, frame
+from girder_worker_slurm.cluster.run_as import AccountAway
 from girder_worker_slurm.cluster.user_run_files import UserRunFiles, UserUnreachable
 
 
@@ -68,6 +69,26 @@ def test_a_user_who_stops_the_program_that_runs_as_them_does_not_stop_all_others
         clock.advance(0.25)
     assert waited < 0.08 * 4 * 3600
     assert all(program.is_ended for program in programs)
+
+
+def test_a_directory_service_that_does_not_answer_is_not_asked_at_each_look(tmp_path):
+    """It may take half a minute to say nothing, and the thread that looks at all events waits for it."""
+    clock = FakeClock()
+    asked = []
+
+    def start():
+        asked.append(clock.monotonic())
+        raise AccountAway("The Unix user daemon, who was known here today, is not found now.")
+
+    made = UserRunFiles(
+        "daemon", tmp_path / "r", uid=os.getuid(), transfers=tmp_path, start=start, clock=clock
+    )
+    for _ in range(240):
+        with pytest.raises(UserUnreachable, match="known here today") as caught:
+            made.events()
+        assert not caught.value.is_refused
+        clock.advance(0.25)
+    assert len(asked) == 3
 
 
 def test_a_file_system_that_was_slow_once_is_tried_again_soon(tmp_path):
