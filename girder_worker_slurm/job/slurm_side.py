@@ -290,7 +290,7 @@ class SlurmSide:
                 return None
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
-            job.waited_for_until = job.final_since + self._seconds_for_word(detail)
+            job.waited_for_until = job.final_since + self._seconds_for_word(detail, state.cluster)
             self._await_word(job)
             if self._late_word(job):
                 return None
@@ -298,12 +298,13 @@ class SlurmSide:
             return launch_failed(detail)
         return verdict_of_slurm(state, detail)
 
-    def _seconds_for_word(self, detail: JobDetail) -> float:
+    def _seconds_for_word(self, detail: JobDetail, cluster: str) -> float:
         """How long the word of a job is waited for that has started and, as Slurm says, ended."""
         usual = 2 * self._rules.event_grace_seconds
         # Of a job that Slurm started again, the second script came to its end, because the first has the claim.
         by_itself = detail.state in ("COMPLETED", "FAILED") and not detail.signal and not detail.restarts
-        return max(usual, _LATEST_WORD_SECONDS) if by_itself else usual
+        # What was written on this host is seen here at once.
+        return max(usual, _LATEST_WORD_SECONDS) if by_itself and cluster != DIRECT else usual
 
     def _await_word(self, job: LiveJob) -> None:
         """The word itself ends the wait; asking Slurm meanwhile would tell nothing new."""

@@ -6,6 +6,7 @@ import pytest
 
 from girder_worker_slurm.cluster.interface import Submission
 from girder_worker_slurm.girder.job_updates import JobStatus
+from girder_worker_slurm.job.preparation import Preparation
 from girder_worker_slurm.job.retries import RetryRules
 from girder_worker_slurm.job.state import Outcome, Phase
 from girder_worker_slurm.testing import FakeProgram
@@ -250,6 +251,21 @@ def test_a_word_that_should_be_there_is_waited_for_longer(site, state, signal, r
     assert site.state(job).verdict.outcome is Outcome.ERROR
     assert at_least <= site.clock.monotonic() - begun <= at_most
     assert len(site.calls("describe")) <= 2
+
+
+def test_a_form_that_waits_for_a_script_which_died_on_this_host_is_told_soon(site, monkeypatch):
+    """What it wrote is seen here at once: no mount is late with it."""
+    monkeypatch.setattr(Preparation, "_is_waited_for", lambda *_: True)
+    site.task()
+    site.run_until(site.is_in(Phase.SUBMITTED))
+    (slurm_job_id,) = site.direct.jobs
+    site.direct.start(slurm_job_id)
+    site.run_until(lambda: site.state().started is not None)
+    site.direct.end(slurm_job_id, "FAILED")
+    begun = site.clock.monotonic()
+    site.run_to_the_end()
+    assert site.state().verdict.code == "script_failed"
+    assert site.clock.monotonic() - begun <= 30
 
 
 def test_a_cancel_ends_the_wait_for_a_late_word(site):
