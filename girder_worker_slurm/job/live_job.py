@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from girder_worker_slurm.celery_worker.message import DecodedTask
+    from girder_worker_slurm.cluster.interface import JobDetail
     from girder_worker_slurm.cluster.run_files import JobEvent
     from girder_worker_slurm.girder.log_feed import LogFeed
     from girder_worker_slurm.job.state import JobState, Verdict
@@ -58,6 +59,7 @@ class LiveJob:
         "others_wait",
         "record",
         "resubmits",
+        "seen_end",
         "sif",
         "silence_seconds",
         "silent_since",
@@ -130,6 +132,8 @@ class LiveJob:
         self.last_sign: tuple[int, float] | None = None
         #: Until when its own word is waited for, since Slurm said that it ended.
         self.waited_for_until = 0.0
+        #: What Slurm said then; it counts as long as nothing else is seen.
+        self.seen_end: JobDetail | None = None
         #: Good listings in a row in which it waits again although it had started.
         self.back_in_queue = 0
         #: How often Slurm was asked about an end that it had not noticed yet.
@@ -149,7 +153,7 @@ class LiveJob:
         self.waiting_message = ""
         self.cancel_sent_at = self.cancel_begun_at = self.final_since = 0.0
         self.missing = self.back_in_queue = self.looks = self.resubmits = 0
-        self.last_sign = None
+        self.last_sign = self.seen_end = None
 
     @property
     def state(self) -> JobState:

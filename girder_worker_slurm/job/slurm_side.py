@@ -267,6 +267,14 @@ class SlurmSide:
         self._await_word(job)
         if state.slurm_job_id:
             detail = self._do.cluster_of(job).describe(SlurmJobId(state.slurm_job_id))
+        seen = job.seen_end if job.final_since else None
+        if (
+            (detail is None or detail.token != state.token)
+            and seen
+            and seen.slurm_job_id == state.slurm_job_id
+        ):
+            # It has forgotten the job while its word was waited for; what it said before still holds.
+            detail = seen
         if detail is None or detail.token != state.token:
             # Ids are given out again: a job of another name is not ours.
             return self._verdict_of_absence(job, is_id_of_another=detail is not None)
@@ -290,6 +298,7 @@ class SlurmSide:
                 return None
             if not job.final_since:
                 job.final_since = self._do.clock.monotonic()
+            job.seen_end = detail
             job.waited_for_until = job.final_since + self._seconds_for_word(detail, state.cluster)
             self._await_word(job)
             if self._late_word(job):

@@ -253,6 +253,18 @@ def test_a_word_that_should_be_there_is_waited_for_longer(site, state, signal, r
     assert len(site.calls("describe")) <= 2
 
 
+def test_what_slurm_said_of_an_end_counts_though_it_forgets_that_while_a_word_is_waited_for(site):
+    (job,) = running(site)
+    slurm_job_id = site.state(job).slurm_job_id
+    site.cluster.end(slurm_job_id, "FAILED", reason="NonZeroExitCode")
+    site.run_until(lambda: bool(site.calls("describe")), steps_slurm=False)
+    site.cluster.forget(slurm_job_id)
+    begun = site.clock.monotonic()
+    site.run_to_the_end(steps_slurm=False)
+    assert site.state(job).verdict.code == "script_failed"
+    assert site.clock.monotonic() - begun <= 140
+
+
 def test_a_form_that_waits_for_a_script_which_died_on_this_host_is_told_soon(site, monkeypatch):
     """What it wrote is seen here at once: no mount is late with it."""
     monkeypatch.setattr(Preparation, "_is_waited_for", lambda *_: True)
