@@ -156,6 +156,8 @@ class StepErrors:
     def _retry(self, job: LiveJob, name: str, error: BaseException) -> None:
         seconds = _BACKOFF_SECONDS[min(job.failures, len(_BACKOFF_SECONDS) - 1)]
         job.failures += 1
+        # An update has no step of its own that would be made again.
+        job.has_news = job.has_news or name == UPDATE
         log = logger.info if job.failures < len(_BACKOFF_SECONDS) else logger.warning
         log("Job %s: step %s is tried again in %.0f s: %s", job.task_id, name, seconds, error)
         self._later(job, seconds)

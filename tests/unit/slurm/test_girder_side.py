@@ -83,6 +83,20 @@ def test_the_log_says_once_how_long_girder_was_away(site, moment):
     assert site.shown().text.count("Girder did not answer") == 1
 
 
+def test_a_question_that_girder_did_not_answer_is_asked_again_soon(site):
+    """A job without output is asked for every ten minutes: its log said that Girder had been away for so long."""
+    site.cluster.default_program = FakeProgram(is_endless=True)
+    site.task()
+    site.run_until(lambda: site.state().started is not None)
+    site.run_for(60)
+    puts, site.girder.silences = site.girder.puts, 1
+    site.run_until(lambda: site.girder.silences == 0, seconds=700)
+    site.shown().status = JobStatus.CANCELED
+    site.run_until(lambda: site.girder.puts > puts, seconds=10)
+    site.run_to_the_end()
+    assert "did not answer" not in site.shown().text
+
+
 def test_a_silence_of_some_seconds_is_not_worth_a_line(site):
     site.girder.is_unreachable = True
     site.task()
