@@ -200,7 +200,9 @@ class RunDirectories:
             try:
                 draft.rename(self.spool)
             except OSError:
-                draft.rmdir()  # somebody else was faster
+                draft.rmdir()
+                if not self.spool.is_dir():  # else somebody was faster
+                    raise
             return []
 
     def kept_events(self, token: str) -> list[JobEvent]:

@@ -232,6 +232,17 @@ def test_a_directory_that_cannot_be_asked_anew_is_read_as_it_is(site, monkeypatc
     assert site.runs.events(anew=True) == []
 
 
+def test_a_spool_that_cannot_be_made_again_is_told_of(site, tmp_path):
+    """A link, say, to a file system that is not mounted: nothing of any job would be heard, and nobody would know."""
+    site.runs.spool.rmdir()
+    site.runs.spool.symlink_to(tmp_path / "not mounted")
+    with pytest.raises(OSError, match="spool"):
+        site.runs.spooled()
+    assert [path.name for path in site.runs.root.parent.glob(".spool*")] == []
+    (tmp_path / "not mounted").mkdir()
+    assert site.runs.spooled() == []
+
+
 def test_a_spool_is_made_again_where_the_mount_remembers_that_it_is_there(site, monkeypatch):
     make = os.mkdir
     site.runs.spool.rmdir()
