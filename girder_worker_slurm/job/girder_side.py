@@ -217,13 +217,18 @@ class GirderSide:
         logger.warning("Job %s goes on, but nothing of it can be shown: %s", job.task_id, why)
         job.last_flush = self._do.clock.monotonic() + _MUTE_SECONDS
 
+    @staticmethod
+    def has_begun_to_tell(job: LiveJob) -> bool:
+        """Whether Girder may have the job's end already."""
+        return _told_file(job).exists()
+
     def report(self, job: LiveJob, end: Verdict) -> Verdict:
         """Sends the rest of the log and the final state; returns the end that Girder shows then."""
         girder = job.state.girder
         assert girder is not None  # noqa: S101 - the caller looked
         feed = self.feed(job)
         self._tell_silence(job, girder, feed)
-        told = job.record.path / "told"
+        told = _told_file(job)
         if told.exists():
             # Girder may have taken it although its answer got lost: from here on only Girder's own state can change the end.
             end = _told_before(told) or end
@@ -282,6 +287,10 @@ class GirderSide:
         if status in FINAL:
             raise JobDeleted(f"The Girder job {girder.job_id} has ended already with status {status}.")
         return end
+
+
+def _told_file(job: LiveJob) -> Path:
+    return job.record.path / "told"
 
 
 def _told_before(file: Path) -> Verdict | None:

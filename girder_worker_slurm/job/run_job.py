@@ -176,6 +176,8 @@ class JobStory:
         job.record.check_ownership()
         if not job.cancel_seen or job.state.cancel or job.state.phase >= Phase.REPORTED:
             return False
+        if self._girder.has_begun_to_tell(job):
+            return False  # from here on Girder itself says whether it came in time
         job.record.append("cancel", why=job.cancel_seen)
         return True
 
@@ -289,6 +291,8 @@ class JobStory:
         if job.state.girder is not None and end.outcome is not Outcome.ABANDONED:
             try:
                 end = self._girder.report(job, end)
+                if end.outcome is Outcome.CANCELED and not job.state.cancel:
+                    job.record.append("cancel", why="in Girder")
             except JobDeleted:
                 end = Verdict(Outcome.ABANDONED, "deleted", "The Girder job was deleted.")
             except AccessRefused as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from girder_worker_singularity.errors import RegistryUnreachable
+from girder_worker_slurm.cli.job_view import state_word
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.job import cancel_watch
 from girder_worker_slurm.job.state import Phase
@@ -267,3 +268,26 @@ def test_a_file_that_cannot_be_looked_for_is_no_wish(site, monkeypatch, number):
     request_cancel(site.job(names[0]).record.path, who="ada@login1", at="2026-01-01T00:00:00Z")
     site.run_for(90)
     assert site.shown(names[0]).status == CANCELED
+
+
+def test_a_cancel_that_is_met_when_the_end_is_told_is_in_the_record_too(site):
+    site.one_step_a_turn = True
+    site.task()
+    site.run_until(site.is_in(Phase.DELIVERED))
+    site.shown().status = JobStatus.CANCELING
+    site.run_to_the_end()
+    assert site.shown().status == JobStatus.CANCELED
+    assert [what for what, _, _ in site.results.sent] == ["revoked"]
+    assert state_word(site.state()) == "canceled"
+
+
+def test_a_cancel_after_the_end_has_come_to_girder_changes_nothing_in_the_record(site):
+    site.one_step_a_turn = True
+    site.task()
+    site.run_until(site.is_in(Phase.DELIVERED))
+    site.girder.lost_answers = 1
+    site.run_until(lambda: site.shown().status == JobStatus.SUCCESS)
+    site.revoked.add("t1")
+    site.run_to_the_end()
+    assert [what for what, _, _ in site.results.sent] == ["success"]
+    assert state_word(site.state()) == "succeeded"
