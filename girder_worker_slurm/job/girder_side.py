@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from girder_worker_slurm.celery_worker.message import girder_job_of
-from girder_worker_slurm.errors import JobDeleted, OutputRefused, Unreachable
+from girder_worker_slurm.errors import GirderUnreachable, JobDeleted, OutputRefused, Unreachable
 from girder_worker_slurm.girder.job_updates import (
     CANCELLED,
     FINAL,
@@ -55,6 +55,8 @@ class GirderSide:
     def __init__(self, services: Services, rules: StoryRules) -> None:
         self._do = services
         self._rules = rules
+        #: A Girder that kept a submission waiting is not asked before the next ones for as long as that took.
+        self._left_alone_until = 0.0
 
     def girder_job(self, message: Mapping[str, Any]) -> GirderJob | None:
         """Where the job of a message is reported to; None for a task without a Girder job."""
@@ -87,10 +89,23 @@ class GirderSide:
         """
         if job.state.girder is None or job.state.is_asked or job.announced:
             return ""
+        begun = self._do.clock.monotonic()
+        if begun < self._left_alone_until:
+            # The threads that wait here are those which submit and cancel.
+            msg = "Girder did not answer for another job a moment ago."
+            raise GirderUnreachable(msg)
         try:
             answer = self._send(job, job.state.girder)
         except AccessRefused as error:
+            if 0 < job.state.tokens_end_at <= self._do.clock.now():
+                # It has waited for a week: it runs as any other whose token expires, and its outputs are kept.
+                self._mute(job, error)
+                return ""
             raise JobDeleted(str(error)) from error
+        except GirderUnreachable:
+            failed = self._do.clock.monotonic()
+            self._left_alone_until = failed + (failed - begun)
+            raise
         job.last_flush = self._do.clock.monotonic()
         self._do.checker(job)()
         return answer.title

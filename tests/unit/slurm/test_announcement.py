@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jsonpickle
 import pytest
 from girder_worker.docker.transforms import VolumePath
 
-from girder_worker_slurm.errors import SubmitDeferred, Unreachable
+from girder_worker_slurm.errors import GirderUnreachable, SubmitDeferred, Unreachable
 from girder_worker_slurm.girder.job_updates import JobStatus
-from girder_worker_slurm.girder.token_life import moment_of_id
-from girder_worker_slurm.job.state import Phase
+from girder_worker_slurm.girder.token_life import TOKEN_SECONDS, moment_of_id
+from girder_worker_slurm.job.state import Outcome, Phase
 from girder_worker_slurm.testing import FakeProgram
 
 INACTIVE, QUEUED, RUNNING, SUCCESS, CANCELED = 0, 1, 2, 3, 5
@@ -68,6 +69,39 @@ def test_a_job_is_not_submitted_while_girder_cannot_say_whether_it_is_wanted(sit
     site.run_to_the_end()
     assert site.girder.silences == 0
     assert site.calls("submit") == []
+
+
+def test_a_frozen_girder_keeps_one_submission_waiting_not_all(site):
+    update, asked = site.girder.update, []
+
+    def frozen(job, **values):
+        asked.append(site.clock.monotonic())
+        site.clock.advance(60.0)
+        raise GirderUnreachable("no answer within 60 s")
+
+    site.girder.update = frozen
+    for number in range(5):
+        site.task(f"t{number}", status=INACTIVE)
+    site.run_for(400)
+    assert site.calls("submit") == []
+    # A minute of waiting, a minute for the others' submissions and cancels.
+    assert 2 <= len(asked) <= 5
+    assert all(after - before >= 120 for before, after in itertools.pairwise(asked))
+    site.girder.update = update
+    site.run_to_the_end()
+    assert [site.shown(f"t{number}").status for number in range(5)] == [SUCCESS] * 5
+
+
+def test_a_job_whose_token_expired_while_it_waited_for_its_first_submission_runs(site):
+    site.girder.silences = 1
+    site.task(status=INACTIVE)
+    site.run_until(site.is_in(Phase.RENDERED))
+    site.clock.advance(TOKEN_SECONDS + 1)
+    site.girder.refuses_access = True
+    site.run_to_the_end()
+    assert len(site.calls("submit")) == 1
+    assert site.state().verdict.outcome is Outcome.SUCCESS
+    assert site.state().is_untold
 
 
 def test_an_answer_that_is_lost_before_the_submission_repeats_nothing(site):
