@@ -23,7 +23,7 @@ _PLACES_PER_SECOND = 1000
 _ANEW_SECONDS = 5.0
 #: Whoever waits shorter is not told what for: with many jobs that is most of them, and nobody reads so fast.
 _PATIENCE_SECONDS = 5.0
-_REASONS_PER_SECOND_OF_A_USER = 10
+_REASONS_PER_SECOND_OF_A_USER = 5
 #: A job's log is looked at so long after its start, since many short ones have ended by then and are told of once: the
 #: longer the more jobs its user has, who can hardly look at all of them.
 _LEAST_FIRST_LOOK_SECONDS = 1.0

@@ -230,7 +230,7 @@ def test_a_job_is_told_within_seconds_what_it_waits_for_in_slurm_however_many_ot
 
 
 def test_those_of_a_user_with_many_are_told_later_most_never_need_to():
-    assert _seconds_until_told(running_jobs(1000)) == 100.0
+    assert _seconds_until_told(running_jobs(1000)) == 200.0
 
 
 def test_a_silent_log_is_looked_at_each_second_and_opened_every_five():
