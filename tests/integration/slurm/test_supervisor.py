@@ -124,7 +124,7 @@ def test_an_administrators_scancel_is_told_as_such(make_site):
 
 @pytest.mark.fault("worker stopped (SIGTERM)", phases=("running",))
 def test_a_job_goes_on_while_there_is_no_worker(make_site):
-    site = make_site("echo ready; sleep 4; echo done")
+    site = make_site("echo ready; sleep 8; echo done")
     site.task()
     site.wait(lambda: "ready" in site.shown().text, "the start")
     site.supervisor.stop()
