@@ -14,7 +14,8 @@ from girder_worker_slurm.job.state import GirderJob
 from girder_worker_slurm.job.submit_turns import SubmitRules
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
-from tests.unit.slurm.site import GirderJobOfFake, broker_message, message_of
+from tests.unit.slurm.fake_girder import GirderJobOfFake
+from tests.unit.slurm.site import broker_message, message_of
 from tests.unit.slurm.test_intake import Bench as IntakeBench
 
 ENDLESS = FakeProgram(is_endless=True)

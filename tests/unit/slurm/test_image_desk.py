@@ -6,7 +6,8 @@ from girder_worker_singularity.errors import ConversionFailed, RegistryUnreachab
 from girder_worker_slurm.errors import GirderUnreachable
 from girder_worker_slurm.girder.job_updates import JobStatus
 from girder_worker_slurm.records.record import Record
-from tests.unit.slurm.site import GirderJobOfFake, message_of
+from tests.unit.slurm.fake_girder import GirderJobOfFake
+from tests.unit.slurm.site import message_of
 
 SUCCESS, ERROR = JobStatus.SUCCESS, JobStatus.ERROR
 

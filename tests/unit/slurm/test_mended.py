@@ -29,8 +29,9 @@ from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.records.jobs_root import JobsRoot
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.fake_girder import GirderJobOfFake
 from tests.unit.slurm.http_girder import http_girder
-from tests.unit.slurm.site import GirderJobOfFake, broker_message, message_of
+from tests.unit.slurm.site import broker_message, message_of
 from tests.unit.slurm.test_inputs import Bench as InputBench
 from tests.unit.slurm.test_intake import Bench as IntakeBench
 from tests.unit.slurm.test_outputs import Bench as OutputBench

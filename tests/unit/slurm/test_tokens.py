@@ -21,8 +21,9 @@ from girder_worker_slurm.job.retention import Retention
 from girder_worker_slurm.job.state import Phase
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.testing import FakeProgram
+from tests.unit.slurm.fake_girder import GirderJobOfFake
 from tests.unit.slurm.http_girder import Mishap, http_girder
-from tests.unit.slurm.site import GirderJobOfFake, Site, message_of
+from tests.unit.slurm.site import Site, message_of
 
 DAY = 86400.0
 STALE_SECONDS = 7 * DAY

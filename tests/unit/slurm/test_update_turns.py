@@ -24,6 +24,24 @@ class WritingStory:
         return SimpleNamespace(has_new_output=lambda **_how: True, has_pending=True)
 
 
+class SilentStory:
+    """No job has written anything."""
+
+    def feed(self, _job):
+        return SimpleNamespace(has_new_output=lambda **_how: False, has_pending=False)
+
+
+def turns_in(clock, story=None, *, per_second):
+    """Turns with the usual pauses."""
+    return UpdateTurns(
+        story or WritingStory(),
+        clock,
+        per_second=per_second,
+        interval_seconds=1.0,
+        status_check_seconds=600.0,
+    )
+
+
 def running_jobs(number, user="ada"):
     state = JobState(
         phase=Phase.SUBMITTED,
@@ -77,10 +95,7 @@ def test_a_job_that_missed_its_turn_is_among_the_next(number):
 
 def test_a_status_check_that_found_no_place_in_the_budget_is_made_up_for():
     clock = FakeClock()
-    silent = SimpleNamespace(
-        feed=lambda _job: SimpleNamespace(has_new_output=lambda **_how: False, has_pending=False)
-    )
-    turns = UpdateTurns(silent, clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0)
+    turns = turns_in(clock, SilentStory(), per_second=1.0)
     jobs = running_jobs(3)
     for job in jobs:
         job.last_flush = 0.0
@@ -119,9 +134,7 @@ def test_many_busy_users_have_their_turns_alike():
 
 def test_a_job_that_is_not_shown_yet_comes_before_those_that_are():
     clock = FakeClock()
-    turns = UpdateTurns(
-        WritingStory(), clock, per_second=1.0, interval_seconds=1.0, status_check_seconds=600.0
-    )
+    turns = turns_in(clock, per_second=1.0)
     jobs = running_jobs(5)
     jobs[3].announced = False
     assert turns.choose(jobs, clock.monotonic() + 10) == [jobs[3]]
@@ -129,9 +142,7 @@ def test_a_job_that_is_not_shown_yet_comes_before_those_that_are():
 
 def test_jobs_that_wait_for_an_image_are_told_each_phase_once_within_the_budget():
     clock = FakeClock()
-    turns = UpdateTurns(
-        WritingStory(), clock, per_second=2.0, interval_seconds=1.0, status_check_seconds=600.0
-    )
+    turns = turns_in(clock, per_second=2.0)
     jobs = running_jobs(3)
     for job in jobs:
         job.is_parked = True
@@ -146,9 +157,7 @@ def test_jobs_that_wait_for_an_image_are_told_each_phase_once_within_the_budget(
 
 def test_jobs_that_wait_for_bytes_have_their_turns_alike():
     clock = FakeClock()
-    turns = UpdateTurns(
-        WritingStory(), clock, per_second=2.0, interval_seconds=1.0, status_check_seconds=600.0
-    )
+    turns = turns_in(clock, per_second=2.0)
     jobs = running_jobs(5)
     last = dict.fromkeys(jobs, clock.monotonic())
     longest = 0.0
@@ -204,17 +213,10 @@ def test_updates_go_on_when_girder_answers_again(site):
     assert site.supervisor._updates_under_way == 0
 
 
-def _turns(clock, *, per_second=20.0):
-    silent = SimpleNamespace(
-        feed=lambda _job: SimpleNamespace(has_new_output=lambda **_how: False, has_pending=False)
-    )
-    return UpdateTurns(silent, clock, per_second=per_second, interval_seconds=1.0, status_check_seconds=600.0)
-
-
 def _seconds_until_told(jobs, others=()):
     """How long the first of these jobs waits in Slurm for a new reason until it is told."""
     clock = FakeClock()
-    turns = _turns(clock)
+    turns = turns_in(clock, SilentStory(), per_second=20.0)
     for job in (*jobs, *others):
         job.record.state = replace(job.state, started=None)
         job.last_flush, job.has_words = clock.monotonic(), True
@@ -261,9 +263,7 @@ def test_a_silent_log_is_looked_at_each_second_and_opened_every_five():
 @pytest.mark.parametrize(("number", "seconds"), [(1, 1.0), (40, 1.6), (150, 6.0), (5000, 10.0)])
 def test_a_job_that_has_started_is_looked_at_soon_and_one_of_many_a_little_later(number, seconds):
     clock = FakeClock()
-    turns = UpdateTurns(
-        WritingStory(), clock, per_second=1e6, interval_seconds=1.0, status_check_seconds=600.0
-    )
+    turns = turns_in(clock, per_second=1e6)
     jobs = running_jobs(number)
     for job in jobs:
         job.first_log_look, job.last_flush = 0.0, clock.monotonic() - 10.0

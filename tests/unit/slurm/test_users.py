@@ -14,8 +14,9 @@ from girder_worker_slurm.girder.users import GirderUsers
 from girder_worker_slurm.job.state import GirderJob, GirderUser
 from girder_worker_slurm.records.record import Record
 from girder_worker_slurm.users.mapping_file import parse_mapping
+from tests.unit.slurm.fake_girder import GirderJobOfFake
 from tests.unit.slurm.http_girder import Mishap, http_girder
-from tests.unit.slurm.site import GirderJobOfFake, message_of
+from tests.unit.slurm.site import message_of
 
 USER = "5f" * 12
 
